@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from valle.modules.masks import length_mask
+from valle.modules.transformer import AttentionSpan, Decoder, KVCache
+
+
+def make_decoder(**options) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(16, 2, 2, dropout=0.0, **options).eval()
+
+
+def reference(decoder: Decoder, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """The same stack through torch's own multi-head attention and an explicit (L, L) mask."""
+    for layer in decoder.layers:
+        h = layer.norm1(x, None)
+        attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+        attention.in_proj_weight.data = layer.attention.qkv.weight
+        attention.in_proj_bias.data = layer.attention.qkv.bias
+        attention.out_proj.weight.data = layer.attention.out.weight
+        attention.out_proj.bias.data = layer.attention.out.bias
+        x = x + attention(h, h, h, attn_mask=~allowed)[0]
+        x = x + layer.feed_forward(layer.norm2(x, None))
+    return decoder.norm(x, None)
+
+
+def test_causal_attention_agrees_with_torch():
+    decoder, x = make_decoder(), torch.randn(2, 6, 16)
+    expected = reference(decoder, x, torch.ones(6, 6, dtype=torch.bool).tril())
+    torch.testing.assert_close(decoder(x, AttentionSpan(is_causal=True)), expected)
+
+
+def test_full_attention_agrees_with_torch():
+    decoder, x = make_decoder(), torch.randn(2, 6, 16)
+    expected = reference(decoder, x, torch.ones(6, 6, dtype=torch.bool))
+    torch.testing.assert_close(decoder(x, AttentionSpan()), expected)
+
+
+def test_masked_keys_change_nothing():
+    decoder, x = make_decoder(), torch.randn(2, 6, 16)
+    lens = torch.tensor([4, 6])
+    span = AttentionSpan(key_mask=length_mask(lens, 6))
+    alone = decoder(x[:1, :4], AttentionSpan())
+    torch.testing.assert_close(decoder(x, span)[:1, :4], alone)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_cache_equals_no_cache_at_every_length(norm_first):
+    decoder, x = make_decoder(norm_first=norm_first), torch.randn(2, 9, 16)
+    expected = decoder(x, AttentionSpan(is_causal=True))
+    cache = KVCache(num_layers=2, max_len=9)
+    positions = torch.arange(9).expand(2, -1)
+    prefilled = decoder(
+        x[:, :4], AttentionSpan(is_causal=True, positions=positions[:, :4]), cache=cache
+    )
+    steps = [
+        decoder(
+            x[:, t : t + 1],
+            AttentionSpan(positions=positions[:, t : t + 1], num_cached=t + 1),
+            cache=cache,
+        )
+        for t in range(4, 9)
+    ]
+    torch.testing.assert_close(torch.cat([prefilled, *steps], dim=1), expected)
+
+
+def test_adaptive_norms_listen_to_their_condition():
+    decoder, x = make_decoder(adaptive=True), torch.randn(2, 6, 16)
+    one, other = (decoder(x, AttentionSpan(), condition=torch.randn(2, 16)) for _ in range(2))
+    assert not torch.allclose(one, other)

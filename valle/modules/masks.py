@@ -1,0 +1,50 @@
+"""Padding masks and the gather that closes the gap between a short prompt and its target.
+
+One polarity everywhere: True marks a real frame, False padding.
+
+B batch, S frames of the first part, T frames of the second, L frames in all, D model width.
+"""
+
+import torch
+from torch import Tensor
+
+
+def length_mask(lens: Tensor, max_len: int) -> Tensor:
+    """(B,) lengths to a (B, max_len) bool mask, True on real frames."""
+    return torch.arange(max_len, device=lens.device) < lens[:, None]
+
+
+def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Tensor) -> Tensor:
+    """Join two padded sequences so that each row is contiguous, its padding all at the end.
+
+    A row without a gap needs no mask under causal attention: what is real never sees what is not.
+
+    Args:
+      first: (B, S, ...) with `first_lens` (B,) real frames a row.
+      second: (B, T, ...) with `second_lens` (B,) real frames a row.
+
+    Returns:
+      (B, S + T, ...); row b holds first[b, :first_lens[b]], then second[b, :second_lens[b]]; frames
+      past these repeat some real frame and must be masked by their length.
+    """
+    S, T = first.shape[1], second.shape[1]
+    index = torch.arange(S + T, device=first.device)[None]  # (1, L)
+    index = torch.where(index < first_lens[:, None], index, S + index - first_lens[:, None])
+    last = S + second_lens[:, None] - 1
+    return _gather_frames(
+        torch.cat([first, second], dim=1), torch.minimum(index, last.clamp(min=0))
+    )
+
+
+def take_frames(sequence: Tensor, starts: Tensor, num_frames: int) -> Tensor:
+    """Cut `num_frames` frames out of each row of (B, L, ...), from its own start (B,).
+
+    Frames that would lie past the end repeat the last one, and must be masked by the caller.
+    """
+    index = starts[:, None] + torch.arange(num_frames, device=sequence.device)
+    return _gather_frames(sequence, index.clamp(max=sequence.shape[1] - 1))
+
+
+def _gather_frames(sequence: Tensor, index: Tensor) -> Tensor:
+    rows = torch.arange(sequence.shape[0], device=sequence.device)[:, None]
+    return sequence[rows, index]
