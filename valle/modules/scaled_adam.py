@@ -1,0 +1,421 @@
+"""ScaledAdam: Adam whose steps are relative to the size of each tensor.
+
+Written from the update rule of icefall's ``egs/librispeech/ASR/zipformer/optim.py`` and of the
+paper "Zipformer" (arXiv 2310.11230, section 3.4); the code is our own. What it does that Adam does
+not:
+
+* the step of a tensor is multiplied by the root mean square (rms) of its entries, so a learning
+  rate of 0.05 means "about 5 % of the tensor's size", whatever that size is;
+* the size itself is learned: every few steps the tensor grows or shrinks along itself by Adam's
+  rule applied to the logarithm of its scale;
+* the gradient is clipped against the median of the recent gradient norms, so the threshold needs
+  no tuning. The step does not depend on the scale of the loss, so a summed loss needs no division.
+
+Letters: t steps that this tensor has taken, n tensors stacked in one bucket.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Steps at which a first, doubled threshold is set, as newer icefall does. VALL-E waits for a whole
+# clipping_update_period: a short run would never clip, a long one not in its wildest steps.
+EARLY_THRESHOLD_STEPS = (10, 20, 40)
+# Larger buckets are split. A GPU wants few launches, but a step needs three copies of a bucket
+# (64 Mi float32 = 256 MiB); on a CPU what fits its caches is fastest.
+MAX_BUCKET_ELEMENTS = {"cuda": 2**26, "cpu": 2**20}
+
+_STATE_OF_SCALARS = frozenset({"step", "moment", "second_moment"})
+_STATE_OF_TENSORS = _STATE_OF_SCALARS | {"rms", "scale_grads", "scale_moment"}
+
+
+@dataclass
+class _Bucket:
+    """Tensors of one device, dtype, shape and step count, whose state is kept stacked.
+
+    Attributes:
+        params: The n tensors, each (*shape).
+        rows: State by name, row i for tensor i; ``optimizer.state[p]`` holds views of these rows.
+        step: t of all of them.
+    """
+
+    params: list[Tensor]
+    rows: dict[str, Tensor]
+    step: int
+
+    @property
+    def holds_scalars(self) -> bool:
+        return self.params[0].numel() == 1
+
+    def per_row(self, values: Tensor) -> Tensor:
+        """(n,) -> (n, 1, ..., 1), to be multiplied with stacked tensors."""
+        return values.view(-1, *[1] * self.params[0].dim())
+
+
+class ScaledAdam(torch.optim.Optimizer):
+    """Adam with steps relative to each tensor's rms, learned scales and median clipping.
+
+    Nothing in ``step`` waits for the device. A tensor without a gradient is left alone and its
+    step count stands still. If the gradient norm of a group is not finite, neither the weights nor
+    the moments of the group move in that step (icefall lets the momentum act) and the step is
+    counted in ``clipping_stats``; ``p.grad`` itself is never changed.
+
+    Args:
+        params: float32 or float64 tensors, or groups of them.
+        lr: Learning rate relative to the tensors' rms.
+        betas: Decay of the moving averages of the step and of the squared gradient.
+        clipping_scale: Threshold as a multiple of the median gradient norm; None: no clipping.
+        clipping_update_period: Steps between updates of the threshold, and norms remembered.
+        scalar_lr_scale: Factor on lr for the scale of a tensor and for one-element tensors.
+        eps: Added to the denominators.
+        param_min_rms: Smaller tensors move as if they had this rms.
+        param_max_rms: No tensor is let to grow beyond this rms.
+        scalar_max: One-element tensors stay within plus and minus this.
+        size_update_period: Steps between updates of the tensors' scales.
+
+    Raises:
+        ValueError: A setting is out of range or a tensor has another dtype.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.95),
+        clipping_scale: float | None = 2.0,
+        clipping_update_period: int = 1000,
+        scalar_lr_scale: float = 0.1,
+        eps: float = 1e-8,
+        param_min_rms: float = 1e-5,
+        param_max_rms: float = 3.0,
+        scalar_max: float = 10.0,
+        size_update_period: int = 4,
+    ):
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "clipping_scale": clipping_scale,
+            "clipping_update_period": clipping_update_period,
+            "scalar_lr_scale": scalar_lr_scale,
+            "eps": eps,
+            "param_min_rms": param_min_rms,
+            "param_max_rms": param_max_rms,
+            "scalar_max": scalar_max,
+            "size_update_period": size_update_period,
+        }
+        self._homes: dict[Tensor, _Bucket] = {}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._homes = {}  # the rows were replaced: buckets are stacked anew from them
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add tensors with settings of their own; each group is clipped by itself."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_group(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        first = group["params"][0]
+        group["clipping"] = {
+            "step": 0,
+            "norm": first.new_zeros(()),
+            "norms": first.new_zeros(group["clipping_update_period"]),
+            "threshold": first.new_full((), torch.inf),
+            "num_clipped": first.new_zeros((), dtype=torch.int64),
+            "num_nonfinite": first.new_zeros((), dtype=torch.int64),
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step from the gradients that are there.
+
+        Args:
+            closure: Evaluates the loss again, if given.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            buckets = self._buckets(group)
+            if not buckets:
+                continue
+            clip, finite = _clipping_factor(group, buckets)
+            for bucket in buckets:
+                _step_bucket(group, bucket, clip, finite)
+                self._count_step(bucket)
+        return loss
+
+    def clipping_stats(self) -> list[dict[str, float]]:
+        """Per group: last relative gradient norm, threshold, and the counts since the start.
+
+        This waits for the device: call it when logging, not in every step.
+        """
+        names = ("norm", "threshold", "num_clipped", "num_nonfinite")
+        return [{n: float(group["clipping"][n]) for n in names} for group in self.param_groups]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state, bit for bit.
+
+        Args:
+            state_dict: What ``state_dict()`` gave for the same tensors in the same order.
+
+        Raises:
+            ValueError: It belongs to another optimizer or to other tensors.
+        """
+        _check_state_dict(state_dict, self.param_groups)
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:  # the base class moves only the state of single tensors
+            device = group["params"][0].device
+            state = group["clipping"]
+            group["clipping"] = {
+                k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in state.items()
+            }
+
+    def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
+        """All tensors of the group that have a gradient, in buckets."""
+        alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for p in group["params"]:
+            if p.grad is None or p.numel() == 0:
+                continue
+            if p.grad.is_sparse:
+                raise ValueError("ScaledAdam got a sparse gradient; use dense embeddings")
+            if not self.state[p]:
+                self.state[p] = _initial_state(p, group["size_update_period"])
+            alike[(p.device, p.dtype, p.shape, self.state[p]["step"])].append(p)
+        buckets = []
+        for params in alike.values():
+            limit = MAX_BUCKET_ELEMENTS.get(params[0].device.type, 2**26)
+            most = max(1, limit // params[0].numel())
+            pieces = (params[i : i + most] for i in range(0, len(params), most))
+            buckets += [self._bucket_of(piece) for piece in pieces]
+        return buckets
+
+    def _bucket_of(self, params: list[Tensor]) -> _Bucket:
+        """The bucket of exactly these tensors; stacked anew only when the company has changed."""
+        home = self._homes.get(params[0])
+        complete = home is not None and len(home.params) == len(params)
+        if home is not None and complete and all(self._homes.get(p) is home for p in params):
+            return home
+        states = [self.state[p] for p in params]
+        names = [name for name in states[0] if name != "step"]
+        rows = {name: torch.stack([state[name] for state in states]) for name in names}
+        bucket = _Bucket(list(params), rows, states[0]["step"])
+        for i, p in enumerate(params):
+            self.state[p].update({name: rows[name][i] for name in names})
+            self._homes[p] = bucket
+        return bucket
+
+    def _count_step(self, bucket: _Bucket) -> None:
+        bucket.step += 1
+        for p in bucket.params:
+            self.state[p]["step"] = bucket.step
+
+
+def _step_bucket(group: dict[str, Any], bucket: _Bucket, clip: Tensor, finite: Tensor) -> None:
+    """Move the tensors of one bucket.
+
+    Args:
+        group: The settings.
+        bucket: n tensors with their state.
+        clip: () factor on the gradients; 0 where the norm was not finite.
+        finite: () bool; where False, weights and moments stay as they are.
+    """
+    beta1, beta2 = group["betas"]
+    # grads of a finite norm are finite; the others are multiplied by 0, which needs them finite
+    grad = torch.stack([p.grad for p in bucket.params if p.grad is not None])
+    grad = grad.nan_to_num_(0.0, 0.0, 0.0).mul_(clip)
+    keep = finite.to(grad.dtype)
+    weights = None if bucket.holds_scalars else torch.stack(bucket.params)
+    work = torch.empty_like(grad)  # one for all: fresh memory is slow on a CPU
+    growth = None if weights is None else _growth(group, bucket, weights, grad, keep, work)
+
+    second = bucket.rows["second_moment"]
+    second.lerp_(torch.mul(grad, grad, out=work), keep * (1 - beta2))
+    correction = 1 - beta2 ** (bucket.step + 1)
+    denominator = torch.sqrt(second, out=work)
+    if correction < 0.99:
+        denominator.div_(correction**0.5)
+    delta = grad.div_(denominator.add_(group["eps"])).mul_(-group["lr"])
+
+    if weights is None:
+        delta.mul_(group["scalar_lr_scale"])
+    else:
+        delta.mul_(bucket.per_row(bucket.rows["rms"].clamp(min=group["param_min_rms"])))
+        if growth is not None:
+            delta.addcmul_(weights, bucket.per_row(growth))
+    moment = bucket.rows["moment"]
+    moment.lerp_(delta, keep * (1 - beta1))
+    torch._foreach_add_(bucket.params, list(torch.mul(moment, keep, out=work).unbind()))
+    if weights is None:
+        torch._foreach_clamp_max_(bucket.params, group["scalar_max"])
+        torch._foreach_clamp_min_(bucket.params, -group["scalar_max"])
+
+
+def _growth(
+    group: dict[str, Any],
+    bucket: _Bucket,
+    weights: Tensor,
+    grad: Tensor,
+    keep: Tensor,
+    work: Tensor,
+) -> Tensor | None:
+    """By what fraction of itself each tensor grows (negative: shrinks), in the steps that say so.
+
+    Args:
+        group: The settings.
+        bucket: n tensors with their state; notes the gradient of each tensor's scale.
+        weights: (n, *shape).
+        grad: (n, *shape), clipped.
+        keep: (), 0 in a step whose gradients are not finite, else 1.
+        work: (n, *shape), overwritten.
+
+    Returns:
+        (n,), or None in all but every ``size_update_period``-th step.
+    """
+    period, step = group["size_update_period"], bucket.step
+    scale_grads = bucket.rows["scale_grads"]  # (n, period)
+    # d loss / d log(scale) of a tensor is the dot product of the tensor and its gradient
+    scale_grads[:, step % period] = torch.mul(weights, grad, out=work).flatten(1).sum(1)
+    if step % period != period - 1:
+        return None
+    rms = bucket.rows["rms"].copy_(weights.flatten(1).square().mean(1).sqrt())
+    beta = group["betas"][1] ** period
+    second = bucket.rows["scale_moment"].lerp_(scale_grads.square().mean(1), keep * (1 - beta))
+    correction = 1 - beta ** ((step + 1) / period)
+    growth = scale_grads.sum(1) / (second.sqrt() + group["eps"])
+    growth = growth * (-group["scalar_lr_scale"] * group["lr"] * correction**0.5)
+    growth = growth.masked_fill(rms < group["param_min_rms"], 0.0).clamp(-0.1, 0.1)
+    return torch.minimum(growth, (group["param_max_rms"] - rms) / rms)
+
+
+def _clipping_factor(group: dict[str, Any], buckets: list[_Bucket]) -> tuple[Tensor, Tensor]:
+    """One factor for all gradients of the group.
+
+    Returns:
+        () factor in [0, 1] and () bool, False (with factor 0) where the norm is not finite.
+    """
+    state = group["clipping"]
+    norm = _relative_norm(group, buckets)
+    finite = torch.isfinite(norm)
+    if group["clipping_scale"] is not None and state["step"] > 0:
+        _note_norm(group, norm)
+    factor = (state["threshold"] / norm.clamp(min=1e-20)).clamp(max=1.0)
+    factor = torch.where(finite, factor, torch.zeros_like(factor))
+    state["norm"].copy_(norm)
+    state["num_nonfinite"] += ~finite
+    state["num_clipped"] += finite & (factor < 1)
+    state["step"] += 1
+    return factor, finite
+
+
+def _relative_norm(group: dict[str, Any], buckets: list[_Bucket]) -> Tensor:
+    """() norm of all gradients, each weighted with the size by which its tensor moves."""
+    grads = [p.grad for bucket in buckets for p in bucket.params if p.grad is not None]
+    sizes = [
+        bucket.rows["moment"].new_full((len(bucket.params),), group["scalar_lr_scale"])
+        if bucket.holds_scalars
+        else bucket.rows["rms"]
+        for bucket in buckets
+    ]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)) * torch.cat(sizes))
+
+
+def _note_norm(group: dict[str, Any], norm: Tensor) -> None:
+    """Remember the norm and, in the steps that say so, set the threshold from those remembered."""
+    state, period = group["clipping"], group["clipping_update_period"]
+    step = state["step"]
+    state["norms"][(step - 1) % period] = norm
+    early = step in EARLY_THRESHOLD_STEPS and step < period
+    if not early and step % period != 0:
+        return
+    known = min(step, period)
+    # sort, not median: norms that are not finite go to the end and count as large
+    median = state["norms"][:known].sort().values[(known - 1) // 2]
+    threshold = median * (group["clipping_scale"] * (2.0 if early else 1.0))
+    # a median of 0 would stop all learning; one that is not finite says nothing
+    usable = torch.isfinite(threshold) & (threshold > 0)
+    state["threshold"].copy_(torch.where(usable, threshold, torch.inf))
+
+
+def _initial_state(p: Tensor, size_update_period: int) -> dict[str, Any]:
+    """State of one tensor before its first step, t = 0."""
+    state: dict[str, Any] = {
+        "step": 0,
+        "moment": torch.zeros_like(p),
+        "second_moment": torch.zeros_like(p),
+    }
+    if p.numel() != 1:
+        state["rms"] = p.detach().square().mean().sqrt()
+        state["scale_grads"] = p.new_zeros(size_update_period)
+        state["scale_moment"] = p.new_zeros(())
+    return state
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Raise ValueError for a setting or a tensor that ScaledAdam cannot use."""
+    for name in ("lr", "eps", "param_min_rms", "param_max_rms", "scalar_max", "scalar_lr_scale"):
+        if not group[name] >= 0:
+            raise ValueError(f"{name} must be at least 0, got {group[name]}")
+    if not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
+    for name in ("clipping_update_period", "size_update_period"):
+        if group[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {group[name]}")
+    if group["clipping_scale"] is not None and not group["clipping_scale"] > 0:
+        raise ValueError(
+            f"clipping_scale must be positive or None (no clipping), got {group['clipping_scale']}"
+        )
+    dtypes = {p.dtype for p in group["params"]} - {torch.float32, torch.float64}
+    if dtypes:
+        raise ValueError(
+            f"ScaledAdam needs float32 or float64 weights, got {sorted(map(str, dtypes))}; for "
+            "half precision keep float32 weights and run the model under autocast"
+        )
+
+
+def _check_state_dict(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Raise ValueError if the state is not ScaledAdam's, of tensors shaped like ours."""
+    saved_groups = state_dict["param_groups"]
+    if any("clipping" not in group for group in saved_groups):
+        raise ValueError(
+            "this optimizer state was not saved by ScaledAdam; resume with the optimizer that "
+            "wrote it, or start without its state"
+        )
+    saved_sizes = [len(group["params"]) for group in saved_groups]
+    sizes = [len(group["params"]) for group in groups]
+    if saved_sizes != sizes:
+        raise ValueError(
+            f"the saved optimizer state has groups of {saved_sizes} tensors, this optimizer of "
+            f"{sizes}; build the model as it was when saving"
+        )
+    saved_ids = [i for group in saved_groups for i in group["params"]]
+    params = [p for group in groups for p in group["params"]]
+    for i, p in zip(saved_ids, params, strict=True):
+        _check_tensor_state(i, state_dict["state"].get(i), p)
+
+
+def _check_tensor_state(index: int, state: dict[str, Any] | None, p: Tensor) -> None:
+    if not state:  # it has had no gradient yet
+        return
+    expected = _STATE_OF_SCALARS if p.numel() == 1 else _STATE_OF_TENSORS
+    if set(state) != expected:
+        raise ValueError(
+            f"the saved state of tensor {index} has {sorted(state)}, expected {sorted(expected)}"
+        )
+    if state["moment"].shape != p.shape:
+        raise ValueError(
+            f"the saved state of tensor {index} has shape {tuple(state['moment'].shape)}, the "
+            f"tensor {tuple(p.shape)}; build the model as it was when saving"
+        )
