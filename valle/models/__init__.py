@@ -1,0 +1,64 @@
+"""The models, by name, and their group of command-line flags."""
+
+import argparse
+from typing import Any
+
+from valle.models.audio_lm import AudioLM, AudioLMConfig, TrainStage
+from valle.utils.cli import str2bool
+
+__all__ = ["AudioLM", "AudioLMConfig", "TrainStage", "add_model_arguments", "get_model"]
+
+MODELS = {"audio-lm": AudioLM}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `get_model` reads, under the names the VALL-E recipes use."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model-name", default="audio-lm", choices=list(MODELS))
+    group.add_argument("--decoder-dim", type=int, default=1024, help="width of the transformers")
+    group.add_argument("--nhead", type=int, default=16, help="attention heads")
+    group.add_argument("--num-decoder-layers", type=int, default=12, help="layers of each half")
+    group.add_argument(
+        "--scale-factor",
+        type=float,
+        default=1.0,
+        help="width, heads and layers of the NAR half as a multiple of the AR half's",
+    )
+    group.add_argument(
+        "--norm-first", type=str2bool, default=True, help="layer norms before the blocks, not after"
+    )
+    group.add_argument(
+        "--add-prenet", type=str2bool, default=False, help="a bottleneck after the embeddings"
+    )
+    group.add_argument(
+        "--prepend-bos",
+        type=str2bool,
+        default=False,
+        help="a BOS frame before the target; allows generation without a prompt",
+    )
+    group.add_argument(
+        "--num-quantizers", type=int, default=None, help="default: what the manifest's codec has"
+    )
+    group.add_argument(
+        "--num-audio-tokens",
+        type=int,
+        default=None,
+        help="codebook size; default: what the manifest's codec has",
+    )
+    group.add_argument("--dropout", type=float, default=0.1, help="of embeddings and residuals")
+
+
+def get_model(params: Any) -> AudioLM:
+    """Build the model that the flags of `add_model_arguments` describe."""
+    return MODELS[params.model_name](
+        d_model=params.decoder_dim,
+        nhead=params.nhead,
+        num_layers=params.num_decoder_layers,
+        norm_first=params.norm_first,
+        add_prenet=params.add_prenet,
+        num_quantizers=params.num_quantizers,
+        nar_scale_factor=params.scale_factor,
+        prepend_bos=params.prepend_bos,
+        num_audio_tokens=params.num_audio_tokens,
+        dropout=params.dropout,
+    )

@@ -1,0 +1,433 @@
+"""AudioLM: continues audio, from the codes of a prompt to the codes that follow.
+
+Two transformers share the work as in VALL-E (arXiv 2301.02111), without its text: `ar` predicts
+quantizer 1 frame by frame, `nar` predicts quantizers 2 to Q, a pass a quantizer.
+
+B batch, S prompt frames, T target frames, Q quantizers, V codebook size, D model width.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from valle.models.ar import ARDecoder
+from valle.models.generation import UNKNOWN, Length, generate_ar, generate_nar
+from valle.models.nar import NARDecoder
+from valle.modules.losses import FrameScores, Summed, frame_scores
+from valle.modules.masks import close_gap, length_mask
+from valle.modules.sampling import Sampling
+from valle.utils.checkpoint import read_checkpoint
+
+
+class TrainStage(IntEnum):
+    """Which half learns."""
+
+    BOTH = 0
+    AR = 1
+    NAR = 2
+
+
+@dataclass(frozen=True)
+class AudioLMConfig:
+    """All that rebuilds an AudioLM: `AudioLM(**asdict(config))`.
+
+    Attributes:
+      d_model: width of the AR half.
+      nhead: attention heads of the AR half.
+      num_layers: layers of the AR half.
+      norm_first: layer norms before attention and feed-forward, not after.
+      add_prenet: a bottleneck between embeddings and transformer.
+      num_quantizers: Q of the codec.
+      nar_scale_factor: width, heads and layers of the NAR half, as a multiple of the AR half's.
+      prepend_bos: a BOS frame before the target, which allows an empty prompt.
+      num_audio_tokens: V, the codebook size of the codec.
+      dropout: of embeddings and residuals.
+    """
+
+    d_model: int = 1024
+    nhead: int = 16
+    num_layers: int = 12
+    norm_first: bool = True
+    add_prenet: bool = False
+    num_quantizers: int = 4
+    nar_scale_factor: float = 1.0
+    prepend_bos: bool = False
+    num_audio_tokens: int = 2048
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "nhead", "num_layers", "nar_scale_factor", "num_audio_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.num_quantizers < 2:
+            raise ValueError(
+                f"num_quantizers must be at least 2 (one for each half), got {self.num_quantizers}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        _check_heads("d_model", self.d_model, "nhead", self.nhead)
+        scale = f" x nar_scale_factor {self.nar_scale_factor}"
+        _check_heads("d_model" + scale, self.nar_d_model, "nhead" + scale, self.nar_nhead)
+        if self.nar_num_layers < 1:
+            raise ValueError(f"num_layers{scale} leaves the NAR half no layer")
+
+    @property
+    def nar_d_model(self) -> int:
+        return int(self.d_model * self.nar_scale_factor)
+
+    @property
+    def nar_nhead(self) -> int:
+        return int(self.nhead * self.nar_scale_factor)
+
+    @property
+    def nar_num_layers(self) -> int:
+        return int(self.num_layers * self.nar_scale_factor)
+
+
+def _check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:
+    if heads < 1 or width % heads or width % 2:
+        raise ValueError(
+            f"{width_name} must be even and divisible by {heads_name}, got {width} and {heads}"
+        )
+
+
+class AudioLMOutput(NamedTuple):
+    """What `AudioLM.forward` returns.
+
+    Attributes:
+      predictions: (B, T, Q) the likeliest code of each target frame given the true ones it may
+        see; `UNKNOWN` where none was predicted (padding, a half at rest, stages not drawn).
+      loss: the scalar to minimise.
+      metrics: `Summed` per name: `loss_q1`.. and `accuracy_q1`.. per quantizer (counted from 1),
+        `ArTop10Accuracy`, `NarTop10Accuracy`.
+    """
+
+    predictions: Tensor
+    loss: Tensor
+    metrics: dict[str, Summed]
+
+
+class AudioLM(nn.Module):
+    """An audio continuation model over the codes of a codec.
+
+    The arguments are those of `AudioLMConfig`, which says what they mean and checks them.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 1024,
+        nhead: int = 16,
+        num_layers: int = 12,
+        norm_first: bool = True,
+        add_prenet: bool = False,
+        num_quantizers: int = 4,
+        nar_scale_factor: float = 1.0,
+        prepend_bos: bool = False,
+        num_audio_tokens: int = 2048,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        config = AudioLMConfig(
+            d_model=d_model,
+            nhead=nhead,
+            num_layers=num_layers,
+            norm_first=norm_first,
+            add_prenet=add_prenet,
+            num_quantizers=num_quantizers,
+            nar_scale_factor=nar_scale_factor,
+            prepend_bos=prepend_bos,
+            num_audio_tokens=num_audio_tokens,
+            dropout=dropout,
+        )
+        self.config = config
+        self.stage_generator = torch.Generator().manual_seed(0)
+        """Draws the NAR stages of training rows; its state belongs into checkpoints."""
+        self.ar = ARDecoder(
+            d_model=config.d_model,
+            nhead=config.nhead,
+            num_layers=config.num_layers,
+            num_quantizers=config.num_quantizers,
+            codebook_size=config.num_audio_tokens,
+            norm_first=config.norm_first,
+            add_prenet=config.add_prenet,
+            prepend_bos=config.prepend_bos,
+            dropout=config.dropout,
+        )
+        self.nar = NARDecoder(
+            d_model=config.nar_d_model,
+            nhead=config.nar_nhead,
+            num_layers=config.nar_num_layers,
+            num_quantizers=config.num_quantizers,
+            codebook_size=config.num_audio_tokens,
+            norm_first=config.norm_first,
+            add_prenet=config.add_prenet,
+            dropout=config.dropout,
+        )
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "AudioLM":
+        """Rebuild the model that a training checkpoint holds, in eval mode.
+
+        Raises:
+          ValueError: the file is no checkpoint of an AudioLM, or is damaged.
+        """
+        checkpoint = read_checkpoint(path)
+        if "config" not in checkpoint:
+            raise ValueError(f"{path} holds no AudioLM config; was it written by this trainer?")
+        model = cls(**checkpoint["config"])
+        model.load_state_dict(checkpoint["model"])
+        return model.to(device).eval()
+
+    @property
+    def eos_id(self) -> int:
+        """The id after the codes: the end of a recording. Only the AR half may emit it."""
+        return self.config.num_audio_tokens
+
+    def half_parameters(self, stage: TrainStage) -> Iterator[nn.Parameter]:
+        """The parameters that learn in a stage."""
+        if stage != TrainStage.NAR:
+            yield from self.ar.parameters()
+        if stage != TrainStage.AR:
+            yield from self.nar.parameters()
+
+    def init_embeddings(self, codebooks: Tensor) -> None:
+        """Start all embeddings and output heads from the vectors behind the codes.
+
+        The model then knows from the first step which codes are alike, which it would otherwise
+        have to learn from how often they meet.
+
+        Args:
+          codebooks: (Q, V, D_codec) vectors of the codec.
+
+        Raises:
+          ValueError: another number of quantizers or codes.
+        """
+        expected = (self.config.num_quantizers, self.config.num_audio_tokens)
+        if codebooks.dim() != 3 or codebooks.shape[:2] != expected:
+            raise ValueError(
+                f"codebooks must be {expected} vectors (num_quantizers, num_audio_tokens), "
+                f"got {tuple(codebooks.shape)}"
+            )
+        self.ar.init_embeddings(codebooks)
+        self.nar.init_embeddings(codebooks)
+
+    # Training
+
+    def forward(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        reduction: str = "sum",
+        train_stage: int = 0,
+        y_ends: Tensor | None = None,
+    ) -> AudioLMOutput:
+        """Loss of continuing prompts by their targets.
+
+        In training each row's NAR stage is drawn; in eval mode every stage is scored on every row.
+
+        Args:
+          x: (B, S, Q) prompt codes; `x_lens` (B,) how many frames are real.
+          y: (B, T, Q) target codes; `y_lens` (B,).
+          reduction: "sum" over target frames, or "mean".
+          train_stage: 0 both halves (the mean of their losses), 1 AR alone, 2 NAR alone.
+          y_ends: (B,) bool, True where the target reaches the end of its recording. EOS is a
+            target there and nowhere else; None means nowhere.
+
+        Raises:
+          ValueError: shapes, lengths or codes that cannot be; the message says which. Values are
+            checked where that is free, on the CPU; on a GPU the loader's check must do.
+        """
+        stage = TrainStage(train_stage)
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f'reduction must be "sum" or "mean", got "{reduction}"')
+        x, x_lens = self._check_codes("x", x, x_lens, self._min_prompt)
+        y, y_lens = self._check_codes("y", y, y_lens, min_len=1)
+        predictions = [torch.full_like(y[:, :, :1], UNKNOWN), torch.full_like(y[:, :, 1:], UNKNOWN)]
+        scores = []
+        if stage != TrainStage.NAR:
+            scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends))
+            predictions[0] = scores[-1].predictions
+        if stage != TrainStage.AR:
+            scores.append(self._score_nar(x, x_lens, y, y_lens))
+            predictions[1] = scores[-1].predictions
+        losses = [s.loss.total if reduction == "sum" else s.loss.mean() for s in scores]
+        metrics = {name: value for s in scores for name, value in s.metrics.items()}
+        return AudioLMOutput(torch.cat(predictions, dim=2), torch.stack(losses).mean(), metrics)
+
+    def _score_ar(
+        self, x: Tensor, x_lens: Tensor, y: Tensor, y_lens: Tensor, y_ends: Tensor | None
+    ) -> "_HalfScore":
+        """Score quantizer 1, and EOS where a target ends its recording."""
+        B, T, _ = y.shape
+        codes = y[:, :, 0]
+        logits = self.ar(self.ar.embedding(x), x_lens, codes, y_lens)
+        frames = length_mask(y_lens, T + 1)
+        targets = F.pad(codes, (0, 1)).where(frames, self.eos_id)
+        num_targets = y_lens if y_ends is None else y_lens + y_ends.to(y_lens)
+        scores = frame_scores(logits, targets, length_mask(num_targets, T + 1))
+        predictions = logits.detach().argmax(-1).where(frames, UNKNOWN)[:, :T, None]
+        metrics = _quantizer_metrics(1, scores, torch.ones_like(x_lens, dtype=torch.bool))
+        metrics["ArTop10Accuracy"] = scores.top10_accuracy.sum()
+        return _HalfScore(scores.loss.sum(), predictions, metrics)
+
+    def _score_nar(self, x: Tensor, x_lens: Tensor, y: Tensor, y_lens: Tensor) -> "_HalfScore":
+        """Score quantizers 2 to Q: one drawn for each row in training, else all."""
+        B, T, Q = y.shape
+        prompt, frames = self.nar.embedding(x), length_mask(y_lens, T)
+        predictions = torch.full_like(y, UNKNOWN)
+        rows = torch.arange(B, device=y.device)
+        if self.training:
+            passes = [self.nar.draw_stages(B, self.stage_generator)]
+        else:
+            passes = [torch.full((B,), stage) for stage in self.nar.stages]
+        metrics: dict[str, Summed] = {}
+        totals, top10 = [], []
+        for stages in passes:
+            logits = self.nar(prompt, x_lens, y, y_lens, stages)
+            quantizers = stages.to(y.device)
+            scores = frame_scores(logits, y[rows, :, quantizers], frames)
+            predictions[rows, :, quantizers] = logits.detach().argmax(-1).where(frames, UNKNOWN)
+            for q in stages.unique().tolist():
+                metrics |= _quantizer_metrics(q + 1, scores, quantizers == q)
+            totals.append(scores.loss.total.sum())
+            top10.append(scores.top10_accuracy.sum())
+        metrics["NarTop10Accuracy"] = Summed(
+            torch.stack([s.total for s in top10]).sum(),
+            torch.stack([s.num_frames for s in top10]).sum(),
+        )
+        # the mean over passes, so that the loss is one per frame, as in training
+        loss = Summed(torch.stack(totals).mean(), frames.sum())
+        return _HalfScore(loss, predictions[:, :, 1:], metrics)
+
+    def _check_codes(
+        self, name: str, codes: Tensor, lens: Tensor | None, min_len: int
+    ) -> tuple[Tensor, Tensor]:
+        """Refuse what cannot be; set padding to a legal code; fill in lengths left out."""
+        Q, V = self.config.num_quantizers, self.config.num_audio_tokens
+        if codes.dim() != 3 or codes.shape[2] != Q or codes.is_floating_point():
+            raise ValueError(
+                f"{name} must hold integer codes (batch, frames, {Q}), "
+                f"got {codes.dtype} {tuple(codes.shape)}"
+            )
+        B, T, _ = codes.shape
+        if lens is None:
+            lens = torch.full((B,), T, device=codes.device)
+        if lens.shape != (B,):
+            raise ValueError(f"{name}_lens must be ({B},), got {tuple(lens.shape)}")
+        codes, lens = codes.long(), lens.to(codes.device)
+        codes = codes.masked_fill(~length_mask(lens, T)[:, :, None], 0)
+        if codes.device.type == "cpu" and B:
+            shortest, longest = int(lens.min()), int(lens.max())
+            if shortest < min_len or longest > T:
+                raise ValueError(
+                    f"{name}_lens must be in [{min_len}, {T}], got {shortest} to {longest}"
+                    + _EMPTY_PROMPT_HINT * (name == "x" and shortest == 0)
+                )
+            if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < V:
+                raise ValueError(
+                    f"{name} must hold codes in [0, {V}), "
+                    f"got {int(codes.min())} to {int(codes.max())}"
+                )
+        return codes, lens
+
+    # Generation
+
+    @torch.no_grad()
+    def inference(
+        self,
+        x: Tensor,
+        x_lens: Tensor | None = None,
+        max_new_tokens: int = 500,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        nar_temperature: float = 0.0,
+        min_new_tokens: int = 0,
+        ignore_eos: bool = False,
+        generator: torch.Generator | None = None,
+        progress: Callable[[int], None] | None = None,
+        return_lens: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Continue prompts.
+
+        A row ends at EOS, or after `max_new_tokens` frames. It depends on its own prompt alone,
+        whatever other rows are in the batch (sampled rows share the generator's draws, though).
+
+        Args:
+          x: (B, S, Q) prompt codes; `x_lens` (B,), left out where all rows are full. A model with
+            `prepend_bos` also takes empty prompts, (B, 0, Q).
+          max_new_tokens: new frames at most.
+          temperature: of quantizer 1; 0 is greedy.
+          top_k: draw quantizer 1 among the k likeliest codes; 0 among all.
+          top_p: draw quantizer 1 among the likeliest codes that make up this probability.
+          nar_temperature: of quantizers 2 to Q; 0 is greedy.
+          min_new_tokens: new frames at least.
+          ignore_eos: always make `max_new_tokens` frames.
+          generator: where random draws come from, on the device of x.
+          progress: called after every frame of quantizer 1 with the number of new frames.
+          return_lens: also return the rows' lengths.
+
+        Returns:
+          (B, L, Q) int64: each row's prompt untouched, then its new frames. L is the longest row;
+          shorter ones are filled up with -1, which is no code. With `return_lens` also (B,).
+
+        Raises:
+          ValueError: arguments that cannot be; the message says which.
+        """
+        length = Length(max_new_tokens, min_new_tokens, ignore_eos)
+        ar_sampling = Sampling(temperature, top_k, top_p)
+        nar_sampling = Sampling(nar_temperature)
+        self._check_codes("x", x.cpu(), None if x_lens is None else x_lens.cpu(), self._min_prompt)
+        x, x_lens = self._check_codes("x", x, x_lens, self._min_prompt)
+        with _evaluating(self):
+            prompt = self.ar.embedding(x)
+            first, lens = generate_ar(
+                self.ar, prompt, x_lens, length, ar_sampling, generator, progress
+            )
+            prompt = self.nar.embedding(x)
+            new = generate_nar(self.nar, prompt, x_lens, first, lens, nar_sampling, generator)
+        total_lens = x_lens + lens
+        joined = close_gap(x, x_lens, new, lens)[:, : int(total_lens.max())]
+        joined = joined.where(length_mask(total_lens, joined.shape[1])[:, :, None], UNKNOWN)
+        return (joined, total_lens) if return_lens else joined
+
+    @property
+    def _min_prompt(self) -> int:
+        return 0 if self.config.prepend_bos else 1
+
+
+_EMPTY_PROMPT_HINT = "; an empty prompt needs a model trained with prepend_bos"
+
+
+class _HalfScore(NamedTuple):
+    """Loss (with gradient), predictions (B, T, its quantizers) and metrics of one half."""
+
+    loss: Summed
+    predictions: Tensor
+    metrics: dict[str, Summed]
+
+
+def _quantizer_metrics(quantizer: int, scores: FrameScores, rows: Tensor) -> dict[str, Summed]:
+    """Scores of one quantizer (counted from 1) over the rows (B,) bool that belong to it."""
+    loss, accuracy, _ = scores.detached_sums(rows)
+    return {f"loss_q{quantizer}": loss, f"accuracy_q{quantizer}": accuracy}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, the mode it had before outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

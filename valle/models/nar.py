@@ -1,0 +1,96 @@
+"""The non-autoregressive half: predicts quantizers 2 to Q, all frames of a quantizer at once.
+
+One pass a quantizer; the pass that predicts quantizer index s (1 to Q - 1 in code, which counts
+from 0) is stage s. It completes any condition that comes as vectors.
+
+B batch, S condition frames, T target frames, Q quantizers, V codebook size, D model width.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
+from valle.modules.masks import close_gap, length_mask, take_frames
+from valle.modules.transformer import AttentionSpan, Decoder
+
+
+class NARDecoder(nn.Module):
+    """Transformer with full attention, told its stage by adaptive layer norms, a head a stage."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        num_quantizers: int,
+        codebook_size: int,
+        norm_first: bool = True,
+        add_prenet: bool = False,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        num_stages = num_quantizers - 1
+        self.stages = range(1, num_quantizers)
+        self.embedding = CodeEmbedding(num_quantizers, codebook_size, d_model)
+        self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
+        self.positions = SinePositions(d_model, learned_scale=False)
+        self.dropout = nn.Dropout(dropout)
+        self.stage_embedding = nn.Embedding(num_stages, d_model)
+        self.decoder = Decoder(
+            d_model, nhead, num_layers, norm_first, adaptive=True, dropout=dropout
+        )
+        self.heads = nn.ModuleList(nn.Linear(d_model, codebook_size) for _ in self.stages)
+
+    def init_embeddings(self, codebooks: Tensor) -> None:
+        """Start from (Q, V, D_codec) codebook vectors."""
+        directions = self.embedding.init_from(codebooks)
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            init_head(cast(nn.Linear, head), codebooks[stage], directions)
+
+    def draw_stages(self, batch_size: int, generator: torch.Generator | None) -> Tensor:
+        """A stage for each row, (B,) int64 on the CPU."""
+        first, last = self.stages[0], self.stages[-1]
+        return torch.randint(first, last + 1, (batch_size,), generator=generator)
+
+    def forward(
+        self,
+        condition: Tensor,
+        condition_lens: Tensor,
+        codes: Tensor,
+        code_lens: Tensor,
+        stages: Tensor,
+    ) -> Tensor:
+        """Predict quantizer `stages[b]` of every target frame of row b from those below it.
+
+        Args:
+          condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
+          codes: (B, T, q); only quantizers below a row's stage are read; `code_lens` (B,).
+          stages: (B,) int64 on the CPU, so that sorting rows by stage costs no device sync.
+
+        Returns:
+          (B, T, V) logits.
+        """
+        stages_here = stages.to(codes.device)
+        target = self.embedding(codes[:, :, : int(stages.max())], num_levels=stages_here)
+        x = close_gap(condition, condition_lens, target, code_lens)
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        x = self.dropout(self.prenet(x) + self.positions(positions))
+        span = AttentionSpan(key_mask=length_mask(condition_lens + code_lens, x.shape[1]))
+        hidden = self.decoder(x, span, condition=self.stage_embedding(stages_here - 1))
+        return self._apply_heads(take_frames(hidden, condition_lens, codes.shape[1]), stages)
+
+    def _apply_heads(self, hidden: Tensor, stages: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, V), each row through the head of its stage."""
+        present = stages.unique().tolist()
+        if len(present) == 1:
+            return self.heads[present[0] - 1](hidden)
+        rows = [(stages == stage).nonzero()[:, 0] for stage in present]
+        logits = torch.cat(
+            [
+                self.heads[stage - 1](hidden[r.to(hidden.device)])
+                for stage, r in zip(present, rows, strict=True)
+            ]
+        )
+        return logits[torch.cat(rows).argsort().to(logits.device)]
