@@ -1,0 +1,47 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valle.data.chunking import plan_chunks
+from valle.data.windows import plan_windows
+
+sizes = st.integers(0, 200)
+
+
+@given(sizes, st.integers(1, 50), st.integers(0, 20), st.integers(0, 20))
+def test_chunks_cover_once_with_all_the_context_there_is(num_frames, chunk, left, right):
+    frames = list(range(num_frames))
+    kept = []
+    for piece in plan_chunks(num_frames, chunk, left, right):
+        seen = frames[piece.context_start : piece.context_stop]
+        kept += seen[piece.kept()]
+        assert piece.start - piece.context_start == min(left, piece.start)
+        assert piece.context_stop - piece.stop == min(right, num_frames - piece.stop)
+    assert kept == frames
+
+
+def test_kept_counts_in_units_of_the_result():
+    (_, second) = plan_chunks(20, chunk=10, left=3, right=3)
+    assert second.kept(5) == slice(15, 65)
+
+
+@given(sizes, st.integers(1, 50), st.data())
+def test_windows_cover_once_and_none_is_short(num_frames, window, data):
+    minimum = data.draw(st.integers(0, window // 2))
+    windows = plan_windows(num_frames, window, minimum)
+    assert [f for start, stop in windows for f in range(start, stop)] == list(range(num_frames))
+    assert all(0 < stop - start <= window for start, stop in windows)
+    if num_frames >= minimum:
+        assert all(stop - start >= minimum for start, stop in windows)
+    assert all(stop - start == window for start, stop in windows[:-2])
+
+
+def test_a_long_remainder_stands_alone_and_a_short_one_shares():
+    assert plan_windows(25, 10, 5) == [(0, 10), (10, 20), (20, 25)]
+    assert plan_windows(23, 10, 5) == [(0, 10), (10, 17), (17, 23)]
+
+
+@pytest.mark.parametrize(("window", "minimum"), [(0, 0), (10, 6), (10, -1)])
+def test_impossible_windows(window, minimum):
+    with pytest.raises(ValueError, match="half a window at most"):
+        plan_windows(100, window, minimum)

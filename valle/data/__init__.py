@@ -1,0 +1,25 @@
+"""Sound files -> codec tokens -> batches. The codec is loaded only where one is used."""
+
+from valle.data.codec import Codec, CodecInfo, load_audio
+from valle.data.collation import check_codes, collate_codes
+from valle.data.datamodule import TokenDataModule
+from valle.data.dataset import TokenDataset
+from valle.data.manifest import codec_of, cut_codes, load_cuts
+from valle.data.prompt import PromptSplit, split_prompt
+from valle.data.sampler import consumed_state
+
+__all__ = [
+    "Codec",
+    "CodecInfo",
+    "PromptSplit",
+    "TokenDataModule",
+    "TokenDataset",
+    "check_codes",
+    "codec_of",
+    "collate_codes",
+    "consumed_state",
+    "cut_codes",
+    "load_audio",
+    "load_cuts",
+    "split_prompt",
+]

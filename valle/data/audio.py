@@ -1,0 +1,175 @@
+"""Sound files and waveforms -> mono float32 at the rate a codec wants.
+
+Letters: N samples, C channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+# Recorded beside the tokens: another filter gives another waveform, hence possibly other tokens.
+RESAMPLER = "lhotse.augmentation.resample (sinc, Hann window)"
+
+_BLOCK_SEC = 30.0
+# A decoder may end a few samples early; more than this missing means a cut-off file.
+_MISSING_SEC_ALLOWED = 0.1
+
+
+class AudioError(ValueError):
+    """Audio that cannot be encoded.
+
+    Attributes:
+      kind: "damaged", "cut off", "empty" or "not finite"; what a summary counts by.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One recording, mixed down.
+
+    Attributes:
+      samples: (N,) float32, the mean of the channels.
+      sampling_rate: Samples a second.
+      num_channels: Channels of the file before the mix.
+    """
+
+    samples: Tensor
+    sampling_rate: int
+    num_channels: int
+
+    @property
+    def duration_sec(self) -> float:
+        return self.samples.shape[0] / self.sampling_rate
+
+
+def read_mono(path: str | Path, max_seconds: float | None = None) -> Sound:
+    """Read a sound file block by block, so that only its mono mix is ever held whole.
+
+    Args:
+      path: wav, flac, ogg (vorbis, opus) or mp3, whatever libsndfile decodes.
+      max_seconds: Read no more than this from the start.
+
+    Returns:
+      The samples at the file's own rate.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      AudioError: Not a sound file, damaged, cut off, empty, or holding NaN or infinity; the
+        message names the file.
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no sound file at {path}")
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate, channels, declared = file.samplerate, file.channels, file.frames
+            wanted = declared if max_seconds is None else int(max_seconds * rate)
+            samples = _read_blocks(file.read, wanted, int(_BLOCK_SEC * rate))
+    except soundfile.LibsndfileError as error:
+        expected = f"expected an intact {', '.join(AUDIO_SUFFIXES)} file"
+        raise AudioError("damaged", f"cannot decode {path}: {error}; {expected}") from error
+    missing_sec = (min(declared, wanted) - samples.shape[0]) / rate
+    if samples.shape[0] and missing_sec > _MISSING_SEC_ALLOWED:
+        raise AudioError(
+            "cut off",
+            f"{path} is cut off: it declares {declared} samples, only {samples.shape[0]} decode",
+        )
+    check_samples(samples, str(path))
+    return Sound(samples, rate, channels)
+
+
+def _read_blocks(read: Callable[..., np.ndarray], wanted: int, block: int) -> Tensor:
+    parts: list[np.ndarray] = []
+    left = wanted
+    while left > 0:
+        part = read(min(block, left), dtype="float32", always_2d=True)  # (n, C)
+        if not len(part):
+            break
+        parts.append(part.mean(axis=1, dtype=np.float32))
+        left -= len(part)
+    return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0)
+
+
+def to_mono(waveform: np.ndarray | Tensor, where: str = "the waveform") -> Tensor:
+    """Mix a waveform down.
+
+    Args:
+      waveform: (N,) or (C, N) floating point, full scale at 1.
+      where: How an error names it.
+
+    Returns:
+      (N,) float32 on the CPU, the mean of the channels.
+
+    Raises:
+      ValueError: Another shape, integers, empty, or not finite.
+    """
+    if isinstance(waveform, np.ndarray):
+        waveform = torch.from_numpy(np.array(waveform))  # a copy: strides and writability vary
+    samples = waveform.detach().cpu()
+    if not samples.is_floating_point():
+        raise ValueError(
+            f"{where} is {samples.dtype}, expected floating point in [-1, 1]; "
+            "divide integer samples by their full scale"
+        )
+    if samples.ndim not in (1, 2):
+        raise ValueError(
+            f"{where} has shape {tuple(samples.shape)}, expected (N,) or (C, N); "
+            "give several recordings as a list"
+        )
+    if samples.ndim == 2:
+        if samples.shape[0] > samples.shape[1] > 0:
+            raise ValueError(
+                f"{where} has shape {tuple(samples.shape)}, more channels than samples: "
+                "expected (C, N), transpose it"
+            )
+        samples = samples.float().mean(dim=0)
+    samples = samples.float()
+    check_samples(samples, where)
+    return samples
+
+
+def check_samples(samples: Tensor, where: str) -> None:
+    """Refuse what no codec can encode.
+
+    Raises:
+      AudioError: No samples, or some of them NaN or infinite; the message begins with `where`.
+    """
+    if samples.numel() == 0:
+        raise AudioError("empty", f"{where} is empty: it holds no samples")
+    if not torch.isfinite(samples).all():
+        bad = int((~torch.isfinite(samples)).sum())
+        raise AudioError(
+            "not finite", f"{where} holds {bad} samples that are NaN or infinite; repair the audio"
+        )
+
+
+def resample(samples: Tensor, source_rate: int, target_rate: int) -> Tensor:
+    """Change the sampling rate with the one filter this project uses.
+
+    lhotse's own `Recording.resample` picks scipy's or torch's filter by what happens to be
+    installed, so that the same audio could give other tokens elsewhere.
+
+    Args:
+      samples: (N,) float32.
+      source_rate: Rate it has.
+      target_rate: Rate it shall have.
+
+    Returns:
+      (ceil(N * target_rate / source_rate),) float32.
+    """
+    from lhotse.augmentation.resample import resample as sinc_resample
+
+    if source_rate == target_rate:
+        return samples
+    return sinc_resample(samples, source_rate, target_rate)

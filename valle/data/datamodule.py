@@ -1,0 +1,163 @@
+"""Token manifests -> samplers and loaders, with their command-line group."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import CutSet
+from torch.utils.data import DataLoader
+
+from valle.data.dataset import TokenDataset
+from valle.data.manifest import load_cuts, manifest_path
+from valle.data.sampler import EveryNth, load_sampler_state, make_sampler
+from valle.utils.cli import str2bool
+
+
+class DurationFilter:
+    """Keeps cuts of `min_sec` to `max_sec` seconds, both included."""
+
+    def __init__(self, min_sec: float, max_sec: float) -> None:
+        self.min_sec = min_sec
+        self.max_sec = max_sec
+
+    def __call__(self, cut: Any) -> bool:
+        # manifests hold durations rounded to 8 digits: a 15 s window may read 15.00000001
+        return bool(self.min_sec - 1e-6 <= cut.duration <= self.max_sec + 1e-6)
+
+
+class TokenDataModule:
+    """Opens the manifests of a folder and makes loaders over them.
+
+    Args:
+      args: Parsed command line with the flags of `add_arguments`.
+      num_quantizers: Q that the model expects; None accepts what the manifest holds.
+      codebook_size: Number of codes that the model embeds; None leaves the range unchecked.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        num_quantizers: int | None = None,
+        codebook_size: int | None = None,
+    ) -> None:
+        self.args = args
+        self.num_quantizers = num_quantizers
+        self.codebook_size = codebook_size
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add the data flags, named as the recipes of this family name them."""
+        group = parser.add_argument_group("data", "where token cuts lie and how they are batched")
+        add = group.add_argument
+        add("--manifest-dir", type=Path, default=Path("data/tokenized"), help="token manifests")
+        add("--max-duration", type=float, default=40.0, help="seconds a batch, padding included")
+        add("--bucketing-sampler", type=str2bool, default=True, help="batch cuts of like length")
+        add("--num-buckets", type=int, default=10, help="how finely lengths are told apart")
+        add("--shuffle", type=str2bool, default=True, help="another order each epoch")
+        add("--buffer-size", type=int, default=40000, help="cuts to choose from, with buckets")
+        add("--shuffle-buffer-size", type=int, default=100000, help="the same, without buckets")
+        add("--drop-last", type=str2bool, default=False, help="leave out batches not full")
+        add("--num-workers", type=int, default=8, help="processes that load batches")
+
+    def train_cuts(self) -> CutSet:
+        """Lazy cuts of `cuts_train.jsonl.gz`."""
+        return self._cuts("train")
+
+    def valid_cuts(self) -> CutSet:
+        """Lazy cuts of `cuts_validation.jsonl.gz`, or `cuts_dev.jsonl.gz`."""
+        return self._cuts("validation")
+
+    def test_cuts(self) -> CutSet:
+        """Lazy cuts of `cuts_test.jsonl.gz`."""
+        return self._cuts("test")
+
+    def _cuts(self, split: str) -> CutSet:
+        path = manifest_path(self.args.manifest_dir, split)
+        logging.info(f"{split} cuts: {path}")
+        return load_cuts(path)
+
+    def filter_by_duration(self, cuts: CutSet, min_sec: float, max_sec: float) -> CutSet:
+        """Keep cuts of `min_sec` to `max_sec` seconds, and log how many these are.
+
+        Returns:
+          A lazy CutSet; the manifest is read once here, for the count.
+
+        Raises:
+          ValueError: Nothing is left.
+        """
+        keeps = DurationFilter(min_sec, max_sec)
+        kept = total = 0
+        for cut in cuts:
+            kept, total = kept + keeps(cut), total + 1
+        logging.info(f"kept {kept} of {total} cuts between {min_sec:g} and {max_sec:g} s")
+        if kept == 0:
+            raise ValueError(
+                f"none of {total} cuts lasts between {min_sec:g} and {max_sec:g} s: change "
+                "--filter-min-duration and --filter-max-duration, or tokenise with another --window"
+            )
+        return cuts.filter(keeps)
+
+    def train_dataloader(
+        self,
+        cuts: CutSet,
+        seed: int,
+        world_size: int = 1,
+        rank: int = 0,
+        sampler_state: dict[str, Any] | None = None,
+    ) -> DataLoader:
+        """Batches for training; call `loader.sampler.set_epoch(epoch)` before each epoch.
+
+        Args:
+          cuts: Training cuts.
+          seed: Of the order; the same on every rank.
+          world_size: Ranks that share an epoch; each gets equally many batches.
+          rank: This one.
+          sampler_state: From `consumed_state`: the first epoch drawn goes on where it was taken.
+
+        Raises:
+          ValueError: A state of another setup.
+        """
+        sampler = self._sampler(
+            cuts,
+            shuffle=self.args.shuffle,
+            drop_last=self.args.drop_last,
+            seed=seed,
+            world_size=world_size,
+            rank=rank,
+        )
+        if sampler_state is not None:
+            load_sampler_state(sampler, sampler_state)
+        return self._loader(sampler, persistent=True)
+
+    def valid_dataloader(self, cuts: CutSet, world_size: int = 1, rank: int = 0) -> DataLoader:
+        """Batches for validation or test: every cut once, in the same order each time.
+
+        Ranks share the batches, and some may get one more than others: do not run a collective
+        operation (a DistributedDataParallel forward) per batch, sum up and reduce at the end.
+        """
+        sampler = self._sampler(cuts, shuffle=False, drop_last=False, seed=0, world_size=1, rank=0)
+        return self._loader(EveryNth(sampler, rank, world_size), persistent=False)
+
+    def _sampler(self, cuts: CutSet, **settings: Any) -> Any:
+        return make_sampler(
+            cuts,
+            max_duration=self.args.max_duration,
+            num_buckets=self.args.num_buckets if self.args.bucketing_sampler else 1,
+            buffer_size=self.args.buffer_size,
+            shuffle_buffer_size=self.args.shuffle_buffer_size,
+            **settings,
+        )
+
+    def _loader(self, sampler: Any, persistent: bool) -> DataLoader:
+        workers = self.args.num_workers
+        return DataLoader(
+            TokenDataset(self.num_quantizers, self.codebook_size),
+            sampler=sampler,
+            batch_size=None,  # the sampler yields whole batches
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            # its own: an iterator's start would else move the global one, which draws dropout
+            generator=torch.Generator(),
+        )

@@ -1,0 +1,218 @@
+"""Token cuts on disk: reading them, whatever wrote them.
+
+Two layouts are read. Ours: `audio_features`, a TemporalArray of int16 (T, Q), and the codec in
+`custom["codec"]`. The older one of VALL-E: tokens as lhotse `features`, mostly in HDF5.
+Letters: T frames, Q quantizers.
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import CutSet, MonoCut
+from lhotse.array import TemporalArray
+from lhotse.utils import LOG_EPSILON
+
+from valle.data.codec import CodecInfo
+
+# VALL-E called its validation set "dev".
+_FILE_NAMES = {
+    "train": ("cuts_train.jsonl.gz",),
+    "validation": ("cuts_validation.jsonl.gz", "cuts_dev.jsonl.gz"),
+    "test": ("cuts_test.jsonl.gz",),
+}
+SPLITS = tuple(_FILE_NAMES)
+
+
+def manifest_path(folder: str | Path, split: str) -> Path:
+    """The manifest of a split, under today's or VALL-E's name.
+
+    Raises:
+      FileNotFoundError: Neither is there; the message says what is.
+    """
+    folder = Path(folder)
+    for name in _FILE_NAMES[split]:
+        if (folder / name).is_file():
+            return folder / name
+    there = sorted(path.name for path in folder.glob("cuts_*")) if folder.is_dir() else []
+    raise FileNotFoundError(
+        f"no {' or '.join(_FILE_NAMES[split])} in {folder} (found {', '.join(there) or 'none'}); "
+        "make token manifests with egs/atepp/prepare.sh, or say where they are: --manifest-dir"
+    )
+
+
+def load_cuts(path: str | Path) -> CutSet:
+    """Open a token manifest lazily.
+
+    Storage paths of the tokens are relative to the manifest's folder and are resolved here, so a
+    folder of tokens may be moved, and used from any working directory.
+
+    Args:
+      path: A `.jsonl.gz` or `.jsonl` of cuts.
+
+    Returns:
+      A lazy CutSet; each cut can `load_audio_features()` or, in the older layout,
+      `load_features()`. `cut_codes` reads either.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: It holds no cuts.
+    """
+    path = Path(os.path.abspath(path))  # it is opened again for each pass
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest at {path}")
+    cuts = CutSet.from_jsonl_lazy(path).map(_ResolvePaths(str(path.parent)))
+    if next(iter(cuts), None) is None:
+        raise ValueError(f"{path} holds no cuts: prepare the data again, or take another split")
+    return cuts
+
+
+class _ResolvePaths:
+    """Points a cut's tokens at the folder of its manifest; a class, since workers pickle it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self, cut: Any) -> Any:
+        tokens = (getattr(cut, "custom", None) or {}).get("audio_features")
+        if isinstance(tokens, TemporalArray):
+            array = replace(
+                tokens.array, storage_path=_resolve(tokens.array.storage_path, self.folder)
+            )
+            return cut.with_custom("audio_features", replace(tokens, array=array))
+        if getattr(cut, "has_features", False):
+            features = cut.features
+            storage_path = _resolve(features.storage_path, self.folder)
+            return replace(cut, features=replace(features, storage_path=storage_path))
+        return cut
+
+
+@lru_cache(maxsize=4096)
+def _resolve(storage_path: str, folder: str) -> str:
+    """Where a stored path is now: beside the manifest; else as it stands; else its name beside."""
+    candidates = (
+        os.path.join(folder, storage_path),  # an absolute path stays itself
+        storage_path,
+        os.path.join(folder, os.path.basename(storage_path)),
+    )
+    return next((path for path in candidates if os.path.exists(path)), candidates[0])
+
+
+def cut_codes(cut: Any) -> np.ndarray:
+    """Read a cut's tokens.
+
+    Returns:
+      (T, Q) int64.
+
+    Raises:
+      ImportError: The tokens are in HDF5 and h5py is not installed.
+      ValueError: No tokens, not a matrix, or not whole numbers; the message names the cut.
+    """
+    codes = _load(cut)
+    if codes.ndim != 2:
+        raise ValueError(f"cut {cut.id}: tokens have shape {codes.shape}, expected (T, Q)")
+    if np.issubdtype(codes.dtype, np.floating):
+        codes = _without_log_padding(codes)
+        if not np.array_equal(codes, np.rint(codes)):
+            raise ValueError(
+                f"cut {cut.id}: {codes.dtype} values that are not whole numbers, so not tokens; "
+                "are these acoustic features, or was a lossy (lilcom) storage used?"
+            )
+    return codes.astype(np.int64)
+
+
+def _load(cut: Any) -> np.ndarray:
+    if (getattr(cut, "custom", None) or {}).get("audio_features") is not None:
+        _check_readable(cut.custom["audio_features"].array.storage_type)
+        return cut.load_custom("audio_features")
+    if isinstance(cut, MonoCut) and cut.has_features:
+        _check_readable(cut.features.storage_type)
+        return cut.load_features()
+    raise ValueError(
+        f"cut {cut.id} ({type(cut).__name__}) carries no tokens: expected `audio_features`, or "
+        "`features` in the older layout; tokenise with egs/atepp/bin/tokenizer.py"
+    )
+
+
+def _check_readable(storage_type: str) -> None:
+    if "hdf5" in storage_type and importlib.util.find_spec("h5py") is None:
+        raise ImportError("these tokens are stored in HDF5: pip install 'valle[hdf5]' (h5py)")
+
+
+def _without_log_padding(codes: np.ndarray) -> np.ndarray:
+    """Without the trailing frames that lhotse's `pad` filled with the log of a tiny number."""
+    padded = np.isclose(codes, LOG_EPSILON).all(axis=1)
+    real = np.flatnonzero(~padded)
+    return codes[: real[-1] + 1] if real.size else codes[:0]
+
+
+def reaches_end(cut: Any, tolerance_sec: float) -> bool:
+    """Whether a cut ends where its recording ends, so that "stop here" is true of it.
+
+    Args:
+      cut: A MonoCut. Without a recording, the span of its features stands for it.
+      tolerance_sec: One frame: a recording's last frame may be a part of one.
+    """
+    if cut.has_recording:
+        end = cut.recording.duration
+    elif cut.has_features:
+        end = cut.features.end
+    else:
+        return False
+    return bool(cut.end >= end - tolerance_sec - 1e-6)
+
+
+def frame_shift_of(cut: Any) -> float | None:
+    """Seconds from one frame of a cut's tokens to the next; None where it carries none."""
+    tokens = (getattr(cut, "custom", None) or {}).get("audio_features")
+    if isinstance(tokens, TemporalArray):
+        return float(tokens.frame_shift)
+    return float(cut.features.frame_shift) if getattr(cut, "has_features", False) else None
+
+
+def codec_of_cut(cut: Any) -> CodecInfo | None:
+    """The codec that a cut records, None where it records none."""
+    recorded = (getattr(cut, "custom", None) or {}).get("codec")
+    return None if recorded is None else CodecInfo.from_dict(recorded)
+
+
+def codec_of(cuts: Iterable[Any]) -> CodecInfo | None:
+    """The codec that made the tokens of these cuts; reads the whole manifest.
+
+    Returns:
+      The recorded codec; None, with a warning, where no cut records one (a manifest from
+      elsewhere): quantizers and code range are then checked while loading.
+
+    Raises:
+      ValueError: Two codecs are mixed, or some cuts record one and others none; the message names
+        the cut.
+    """
+    expected: CodecInfo | None = None
+    raw: Any = None
+    for index, cut in enumerate(cuts):
+        recorded = (getattr(cut, "custom", None) or {}).get("codec")
+        if index == 0:
+            raw, expected = recorded, codec_of_cut(cut)
+        elif recorded != raw:
+            _check_equal(expected, codec_of_cut(cut), cut.id)
+    if expected is None:
+        logging.warning(
+            "the manifest does not record which codec made its tokens; it is accepted as it is, "
+            "only the number of quantizers and the range of the codes can be checked"
+        )
+    return expected
+
+
+def _check_equal(expected: CodecInfo | None, found: CodecInfo | None, cut_id: str) -> None:
+    if expected is None or found is None:
+        raise ValueError(
+            f"cut {cut_id} records {'a' if found else 'no'} codec, the cuts before it "
+            f"{'one' if expected else 'none'}: two manifests were mixed, tokenise them alike"
+        )
+    expected.check_same(found, where=f"cut {cut_id}")

@@ -1,0 +1,129 @@
+"""Finds the recordings to tokenise: a folder of sound files, or a lhotse manifest."""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet, Recording, load_manifest_lazy
+
+from valle.data.audio import AUDIO_SUFFIXES
+
+_LONGEST_KEY = 150  # bytes; file systems allow 255, and a suffix and a temporary mark are added
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recording to tokenise.
+
+    Attributes:
+      id: Of the recording.
+      path: Its sound file.
+      key: Name for its token file: the id with what a file name cannot hold replaced; unique.
+      cuts: The cuts of a cut manifest that lie in it; empty where the whole recording is meant.
+    """
+
+    id: str
+    path: str
+    key: str
+    cuts: list[Any] = field(default_factory=list, compare=False)
+
+
+def find_recordings(folder: str | Path) -> list[Source]:
+    """All sound files below a folder, sorted by path.
+
+    An id is the path below the folder without its extension and with "__" between folders.
+
+    Raises:
+      FileNotFoundError: No such folder.
+      ValueError: It holds no sound file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of recordings at {folder}")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+    )
+    if not files:
+        raise ValueError(f"no {', '.join(AUDIO_SUFFIXES)} file below {folder}")
+    relative = [path.relative_to(folder) for path in files]
+    keys = _unique_keys([path.as_posix() for path in relative], _key_of_path)
+    return [
+        Source(keys[r.as_posix()], str(p), keys[r.as_posix()])
+        for r, p in zip(relative, files, strict=True)
+    ]
+
+
+def read_manifest(path: str | Path) -> list[Source]:
+    """The recordings of a lhotse manifest of recordings or of cuts, sorted by id.
+
+    Raises:
+      FileNotFoundError: No such manifest.
+      ValueError: Another kind of manifest, an empty one, a recording that is not a single sound
+        file, or an id that stands for two recordings.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no manifest at {path}")
+    manifest = load_manifest_lazy(path)
+    paths: dict[str, str] = {}
+    cuts: dict[str, list[Any]] = defaultdict(list)
+    for item in manifest or ():
+        recording = item
+        if isinstance(manifest, CutSet):
+            recording = getattr(item, "recording", None)
+        if not isinstance(recording, Recording):
+            raise ValueError(
+                f"{path} holds a {type(item).__name__}, expected recordings, or cuts that keep "
+                "their recording"
+            )
+        source = _single_file(recording, path)
+        if paths.setdefault(recording.id, source) != source:
+            raise ValueError(f"{path}: recording id {recording.id} stands for two files")
+        if isinstance(manifest, CutSet):
+            cuts[recording.id].append(item)
+    if not paths:
+        raise ValueError(f"{path} is empty")
+    keys = _unique_keys(paths, lambda id_: _safe(id_))
+    return [Source(id_, paths[id_], keys[id_], cuts.get(id_, [])) for id_ in sorted(paths)]
+
+
+def _single_file(recording: Any, path: str | Path) -> str:
+    sources = recording.sources
+    if len(sources) != 1 or sources[0].type != "file":
+        kinds = ", ".join(source.type for source in sources)
+        raise ValueError(
+            f"{path}: recording {recording.id} comes from {len(sources)} sources ({kinds}), "
+            "expected one file; save it as a sound file first"
+        )
+    return str(sources[0].source)
+
+
+def _key_of_path(path: str) -> str:
+    return _safe("__".join(Path(path).with_suffix("").parts))
+
+
+def _safe(name: str) -> str:
+    """Letters and digits of any script, dot, dash and underscore; not hidden, not too long."""
+    name = re.sub(r"[^\w.\-]+", "_", name).lstrip(".") or "recording"
+    return name.encode()[:_LONGEST_KEY].decode(errors="ignore")
+
+
+def _unique_keys(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
+    """A key for each name; those that would share one, in any case, get a hash of the name."""
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_key[key(name).casefold()].append(name)
+    return {
+        name: key(name) + (f"-{_short_hash(name)}" if len(sharing) > 1 else "")
+        for sharing in by_key.values()
+        for name in sharing
+    }
+
+
+def _short_hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -1,0 +1,135 @@
+"""Writes tokens and manifests, so that a reader never meets half a file.
+
+Letters: T frames, Q quantizers.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import CutSet, MonoCut, Recording
+from lhotse.array import Array, TemporalArray, seconds_to_frames
+from lhotse.audio import AudioSource
+
+from valle.data.codec_info import CodecInfo
+from valle.data.windows import plan_windows
+
+TOKEN_DTYPE = np.int16  # holds codebooks of up to 32768 entries; lhotse has no use for uint16
+_PART = ".part"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when all went well.
+
+    The suffix stays, as it says how the content is written. On an error it is removed.
+    """
+    temporary = path.with_name(f"{_PART}{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing."""
+    for path in folder.glob(f"{_PART}*"):
+        path.unlink()
+
+
+def write_codes(folder: Path, key: str, codes: np.ndarray) -> None:
+    """Store (T, Q) codes of one recording as `key`.npy.
+
+    Raises:
+      OSError: The file cannot be written; nothing is left of it.
+      ValueError: Codes that do not fit into TOKEN_DTYPE.
+    """
+    if codes.size and int(codes.max()) > np.iinfo(TOKEN_DTYPE).max:
+        raise ValueError(f"code {int(codes.max())} of {key} does not fit into {TOKEN_DTYPE}")
+    with replacing(folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, codes.astype(TOKEN_DTYPE), allow_pickle=False)
+
+
+def make_recording(
+    id_: str, path: str, num_samples: int, sampling_rate: int, num_channels: int
+) -> Recording:
+    """Describe a sound file as it was decoded, for the cuts of its tokens."""
+    return Recording(
+        id=id_,
+        sources=[AudioSource(type="file", channels=list(range(num_channels)), source=path)],
+        sampling_rate=sampling_rate,
+        num_samples=num_samples,
+        duration=num_samples / sampling_rate,
+    )
+
+
+def stored_frames(duration_sec: float, codec: CodecInfo) -> int:
+    """Frames kept of a recording: what lhotse will load for its duration.
+
+    A codec rounds up, lhotse to the nearest; the cut-off rest is less than half a frame of sound.
+    """
+    return seconds_to_frames(duration_sec, frame_shift=1 / codec.frame_rate)
+
+
+def whole_cut(
+    recording: Recording, folder: str, key: str, num_frames: int, codec: CodecInfo
+) -> MonoCut:
+    """A cut of a whole recording that carries its tokens.
+
+    Args:
+      recording: The sound; its file need not exist any more.
+      folder: Where the tokens are, relative to the manifest.
+      key: Their name there.
+      num_frames: T as stored.
+      codec: What made them.
+    """
+    array = Array(
+        storage_type="numpy_files",
+        storage_path=folder,
+        storage_key=f"{key}.npy",
+        shape=[num_frames, codec.num_quantizers],
+    )
+    tokens = TemporalArray(array, temporal_dim=0, frame_shift=1 / codec.frame_rate, start=0)
+    return MonoCut(
+        id=recording.id,
+        start=0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        custom={"audio_features": tokens, "codec": codec.to_dict()},
+    )
+
+
+def cut_windows(cut: Any, codec: CodecInfo, window: int, minimum: int) -> Iterator[Any]:
+    """Cut a token cut into excerpts; see `plan_windows` for the arguments, in frames.
+
+    Yields:
+      Cuts named after the given one, "-0000" and so on appended, none longer than the window. The
+      last one ends where the given one ends, within half a frame.
+    """
+    num_frames = stored_frames(cut.duration, codec)
+    for index, (start, stop) in enumerate(plan_windows(num_frames, window, minimum)):
+        offset = start / codec.frame_rate
+        # at the end, half a frame may be missing of the last frame, or be left over behind it
+        end = min(stop / codec.frame_rate, cut.duration)
+        excerpt = cut.truncate(offset=offset, duration=end - offset, preserve_id=True)
+        yield excerpt.with_id(f"{cut.id}-{index:04d}")
+
+
+def write_cuts(path: Path, cuts: Iterable[Any]) -> int:
+    """Write a manifest, whole or not at all.
+
+    Returns:
+      How many cuts it holds.
+    """
+    count = 0
+    with replacing(path) as temporary, CutSet.open_writer(temporary, overwrite=True) as writer:
+        for cut in cuts:
+            writer.write(cut)
+            count += 1
+    return count
