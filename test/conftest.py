@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tiny_codec
 import torch
 from torch import Tensor
 
+from valle.data import Codec, CodecInfo
+from valle.data.storage import make_recording, whole_cut, write_codes, write_cuts
 from valle.models import AudioLM
 
 TINY = {
@@ -53,64 +56,42 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="session")
 def codec_dir(tmp_path_factory) -> Path:
-    """A real EncodecModel, tiny and untrained: 3 quantizers of 16 codes, 50 frames a second."""
-    from transformers import EncodecConfig, EncodecModel
-
-    torch.manual_seed(0)
-    config = EncodecConfig(
-        sampling_rate=800,
-        upsampling_ratios=[4, 4],
-        target_bandwidths=[0.6],
-        codebook_size=16,
-        hidden_size=8,
-        codebook_dim=8,
-        num_filters=2,
-        num_residual_layers=0,
-        num_lstm_layers=1,
-        use_causal_conv=False,
-        use_conv_shortcut=False,
-    )
-    model = EncodecModel(config)
-    for layer in model.quantizer.layers:  # untrained ones are all zeros: every code would be 0
-        layer.codebook.embed.normal_()
-    folder = tmp_path_factory.mktemp("codec")
-    model.save_pretrained(folder)
-    return folder
+    """A real EncodecModel, tiny and untrained: 8 kHz, 50 frames a second, 3 quantizers of 16."""
+    return tiny_codec.save_codec(tmp_path_factory.mktemp("codec"))
 
 
 @pytest.fixture(scope="session")
-def token_dir(tmp_path_factory, codec_dir) -> Path:
-    """Token manifests of that codec: 12 training and 4 validation cuts of 1 to 2 seconds."""
-    from valle.data import Codec
+def codec_info(codec_dir) -> CodecInfo:
+    return Codec.from_pretrained(codec_dir).info
 
+
+@pytest.fixture(scope="session")
+def token_dir(tmp_path_factory, codec_info) -> Path:
+    """Token manifests of that codec: 12 training and 4 validation cuts of 1 to 2 seconds."""
     folder = tmp_path_factory.mktemp("tokenized")
-    codec_info = Codec.from_pretrained(codec_dir).info.to_dict()
     for split, num_cuts in (("train", 12), ("validation", 4), ("test", 2)):
         write_token_cuts(folder, split, num_cuts, codec_info)
     return folder
 
 
-def write_token_cuts(folder: Path, split: str, num_cuts: int, codec: dict | None) -> None:
-    """Cuts whose codes count upwards, so that a model can learn them; every other is an excerpt."""
-    from lhotse import CutSet, MonoCut, NumpyFilesWriter, Recording
+def write_token_cuts(
+    folder: Path, split: str, num_cuts: int, codec: CodecInfo, record: bool = True
+) -> None:
+    """Cuts whose codes count upwards, so that a model can learn them; every other is an excerpt.
 
+    Without `record` they do not tell of their codec, like cuts from elsewhere.
+    """
     rng = np.random.default_rng(num_cuts)
+    (folder / "tokens").mkdir(exist_ok=True)
     cuts = []
-    with NumpyFilesWriter(folder / split) as writer:
-        for i in range(num_cuts):
-            num_frames = int(rng.integers(50, 100))
-            codes = (rng.integers(16) + np.arange(num_frames * 3).reshape(-1, 3)) % 16
-            duration = num_frames / 50
-            recording = Recording(
-                f"{split}-{i}", [], 800, num_frames * 16 + 800 * (i % 2), duration + i % 2
-            )
-            cut = MonoCut(f"{split}-{i}", 0, duration, 0, recording=recording)
-            cut.audio_features = writer.store_array(
-                cut.id, codes.astype(np.int16), frame_shift=0.02, temporal_dim=0, start=0
-            )
-            array = cut.audio_features.array
-            array.storage_path = str(Path(array.storage_path).relative_to(folder))
-            if codec is not None:
-                cut.codec = codec
-            cuts.append(cut)
-    CutSet.from_cuts(cuts).to_file(folder / f"cuts_{split}.jsonl.gz")
+    for i in range(num_cuts):
+        num_frames = int(rng.integers(50, 100))
+        ramp = rng.integers(16) + np.arange(num_frames * 3).reshape(-1, 3)
+        name = f"{split}-{i}"
+        write_codes(folder / "tokens", name, ramp % 16)
+        recording = make_recording(name, f"{name}.wav", num_frames * 160, 8000, 1)
+        cut = whole_cut(recording, "tokens", name, num_frames, codec)
+        if not record:
+            del cut.custom["codec"]
+        cuts.append(cut.truncate(duration=cut.duration - 0.1) if i % 2 else cut)
+    write_cuts(folder / f"cuts_{split}.jsonl.gz", cuts)

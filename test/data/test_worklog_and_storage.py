@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from valle.data.storage import remove_leftovers, replacing, write_codes, write_cuts
+from valle.data.storage import write_codes, write_cuts
 from valle.data.worklog import WorkLog
+from valle.utils.files import remove_leftovers, written_whole
 
 
 def test_a_log_is_read_back_and_later_lines_win(tmp_path):
@@ -42,7 +43,7 @@ def test_nothing_half_written_stands_under_a_final_name(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    with replacing(tmp_path / "a.npy") as temporary:
+    with written_whole(tmp_path / "a.npy") as temporary:
         temporary.write_text("done")
     (tmp_path / temporary.name).write_text("half")
     remove_leftovers(tmp_path)

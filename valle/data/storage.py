@@ -3,8 +3,6 @@
 Letters: T frames, Q quantizers.
 """
 
-import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,9 @@ from lhotse.audio import AudioSource
 
 from valle.data.codec_info import CodecInfo
 from valle.data.windows import plan_windows
+from valle.utils.files import written_whole
 
 TOKEN_DTYPE = np.int16  # holds codebooks of up to 32768 entries; lhotse has no use for uint16
-_PART = ".part"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when all went well.
-
-    The suffix stays, as it says how the content is written. On an error it is removed.
-    """
-    temporary = path.with_name(f"{_PART}{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process was writing."""
-    for path in folder.glob(f"{_PART}*"):
-        path.unlink()
 
 
 def write_codes(folder: Path, key: str, codes: np.ndarray) -> None:
@@ -51,7 +28,7 @@ def write_codes(folder: Path, key: str, codes: np.ndarray) -> None:
     """
     if codes.size and int(codes.max()) > np.iinfo(TOKEN_DTYPE).max:
         raise ValueError(f"code {int(codes.max())} of {key} does not fit into {TOKEN_DTYPE}")
-    with replacing(folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
+    with written_whole(folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, codes.astype(TOKEN_DTYPE), allow_pickle=False)
 
 
@@ -128,7 +105,7 @@ def write_cuts(path: Path, cuts: Iterable[Any]) -> int:
       How many cuts it holds.
     """
     count = 0
-    with replacing(path) as temporary, CutSet.open_writer(temporary, overwrite=True) as writer:
+    with written_whole(path) as temporary, CutSet.open_writer(temporary, overwrite=True) as writer:
         for cut in cuts:
             writer.write(cut)
             count += 1

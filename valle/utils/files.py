@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MIB = 2**20
+_PART = ".part-"  # a prefix: the suffix stays, as writers choose a format by it
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_PART}{os.getpid()}-{path.name}")
     try:
         yield temporary
         _force_to_disk(temporary)
@@ -41,6 +42,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete what a killed process was writing. Only where no other process writes."""
+    for path in Path(folder).glob(f"{_PART}*"):
+        path.unlink(missing_ok=True)
 
 
 def copy_whole(source: str | Path, target: str | Path) -> None:

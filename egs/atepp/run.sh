@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The whole recipe: prepare, train, continue. See prepare.sh for the folders it expects.
+#
+# Run it from the repository root; each command below can be copied and run by itself.
+set -eou pipefail
+
+stage=0
+stop_stage=3
+joint=true              # true: both halves together (stage 1); false: AR (1), then NAR (2)
+exp_dir=exp/audio-lm
+manifest_dir=data/tokenized
+dl_dir=download
+codec=facebook/encodec_32khz
+num_epochs=20           # of the joint training, or of each half
+max_duration=150        # seconds of sound a batch: lower it if the GPU's memory is short
+dtype=bfloat16
+prompts=                # files to continue, separated by spaces; empty: skip stage 3
+
+_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$_here/../.."
+. egs/atepp/shared/parse_options.sh
+. ./env.sh
+
+log() {
+  echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
+}
+
+train() {
+  python egs/atepp/bin/trainer_audiolm.py \
+    --model-name audio-lm --decoder-dim 1024 --nhead 16 --num-decoder-layers 12 \
+    --base-lr 0.05 --exp-dir "$exp_dir" --max-duration "$max_duration" --dtype "$dtype" \
+    --filter-min-duration 5 --filter-max-duration 15 --manifest-dir "$manifest_dir" \
+    --init-embeddings-from-codec "$codec" "$@"
+}
+
+if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
+  log "Stage 0: recordings to tokens"
+  PYTHON=python bash egs/atepp/prepare.sh --dl-dir "$dl_dir" --output-dir "$manifest_dir" \
+    --codec "$codec"
+fi
+
+if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
+  if [ "$joint" = true ]; then
+    log "Stage 1: train both halves together"
+    train --train-stage 0 --num-epochs "$num_epochs"
+  else
+    log "Stage 1: train the AR half"
+    train --train-stage 1 --num-epochs "$num_epochs"
+  fi
+fi
+
+if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && [ "$joint" != true ]; then
+  log "Stage 2: train the NAR half, from epoch $num_epochs of the AR half on"
+  train --train-stage 2 --start-epoch $((num_epochs + 1)) --num-epochs $((2 * num_epochs))
+fi
+
+if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
+  if [ -n "$prompts" ]; then
+    log "Stage 3: continue $prompts"
+    # shellcheck disable=SC2086  # several files
+    python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
+      --audio-prompts $prompts --prompt-duration 5 --max-duration 20 --codec "$codec" \
+      --output-dir "$exp_dir/continuations"
+  fi
+  log "Watch it: tensorboard --logdir $exp_dir"
+fi

@@ -1,0 +1,106 @@
+import dataclasses
+from pathlib import Path
+
+import infer_audiolm
+import numpy as np
+import pytest
+import soundfile
+from conftest import make_model
+
+from valle.data import Codec
+from valle.utils.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def sounds(tmp_path) -> list[Path]:
+    """Two recordings of 1 and 1.5 s, at a rate and channel count unlike the codec's."""
+    paths = [tmp_path / "a.wav", tmp_path / "b.flac"]
+    rng = np.random.default_rng(0)
+    for path, seconds in zip(paths, (1.0, 1.5), strict=True):
+        soundfile.write(path, rng.uniform(-0.5, 0.5, (int(1600 * seconds), 2)), 1600)
+    return paths
+
+
+@pytest.fixture
+def checkpoint(tmp_path, codec_info) -> Path:
+    return write_checkpoint(tmp_path / "model.pt", codec_info.to_dict())
+
+
+def write_checkpoint(path: Path, codec: dict | None, **changes: object) -> Path:
+    model = make_model(num_audio_tokens=16, **changes)
+    save_checkpoint(path, model, {"config": dataclasses.asdict(model.config), "codec": codec})
+    return path
+
+
+def infer(checkpoint: Path, output_dir: Path, *flags: object) -> dict[str, np.ndarray]:
+    """Run the script; return the sounds by file name."""
+    common = ["--checkpoint", checkpoint, "--output-dir", output_dir, "--max-duration", "0.4"]
+    infer_audiolm.main([str(f) for f in (*common, "--ignore-eos", "true", *flags)])
+    return {path.name: soundfile.read(path)[0] for path in output_dir.glob("*")}
+
+
+def test_each_prompt_is_continued(checkpoint, sounds, tmp_path, codec_dir):
+    found = infer(checkpoint, tmp_path / "out", "--audio-prompts", *sounds)
+    assert found.keys() == {
+        "a_full.wav", "a_continuation.wav", "b_full.wav", "b_continuation.wav"
+    }  # fmt: skip
+    assert len(found["a_full.wav"]) == 8000 * 1.4
+    assert len(found["b_full.wav"]) == 8000 * 1.9
+    assert len(found["a_continuation.wav"]) == 8000 * 0.4
+    # decoded together: the continuation is the end of the whole, not a decode of its own
+    assert np.array_equal(found["a_continuation.wav"], found["a_full.wav"][8000:])
+    codec = Codec.from_pretrained(codec_dir)
+    prompt_alone = codec.decode(codec.encode(sounds[0])[0])[0][0]
+    early = slice(0, 4000)
+    np.testing.assert_allclose(found["a_full.wav"][early], prompt_alone[early], atol=1e-3)
+
+
+def test_a_batch_equals_its_files_one_by_one(checkpoint, sounds, tmp_path):
+    together = infer(checkpoint, tmp_path / "all", "--audio-prompts", *sounds, "--temperature", 0)
+    for path in sounds:
+        alone = infer(checkpoint, tmp_path / path.stem, "--audio-prompts", path, "--temperature", 0)
+        name = f"{path.stem}_full.wav"
+        np.testing.assert_allclose(alone[name], together[name], atol=1e-4)
+
+
+def test_seed_repeats_and_prompt_duration_cuts(checkpoint, sounds, tmp_path):
+    flags = ("--audio-prompts", sounds[1], "--prompt-duration", 0.5)
+    one = infer(checkpoint, tmp_path / "1", *flags, "--seed", 1)
+    again = infer(checkpoint, tmp_path / "2", *flags, "--seed", 1)
+    other = infer(checkpoint, tmp_path / "3", *flags, "--seed", 2)
+    assert len(one["b_full.wav"]) == 8000 * 0.9
+    assert np.array_equal(one["b_full.wav"], again["b_full.wav"])
+    assert not np.array_equal(one["b_full.wav"], other["b_full.wav"])
+
+
+def test_files_of_one_name_stay_apart(checkpoint, sounds, tmp_path):
+    found = infer(checkpoint, tmp_path / "out", "--audio-prompts", sounds[0], sounds[0])
+    assert {"a-1_full.wav", "a-2_full.wav"} <= found.keys()
+
+
+def test_nothing_can_be_continued(tmp_path, codec_info):
+    checkpoint = write_checkpoint(tmp_path / "bos.pt", codec_info.to_dict(), prepend_bos=True)
+    found = infer(checkpoint, tmp_path / "out", "--num-unconditional", 2)
+    assert len(found["unconditional-2_full.wav"]) == 8000 * 0.4
+
+
+def test_mistakes_are_explained(checkpoint, sounds, tmp_path, codec_info, capsys):
+    info = codec_info.to_dict()
+    nameless = write_checkpoint(tmp_path / "nameless.pt", None)
+    foreign = write_checkpoint(tmp_path / "foreign.pt", info | {"fingerprint": "other"})
+    (tmp_path / "broken.wav").write_text("no sound")
+    (tmp_path / "broken.pt").write_text("no checkpoint")
+    prompts = ("--audio-prompts", sounds[0])
+    for model, flags, message in (
+        (checkpoint, (), "nothing to do: give --audio-prompts"),
+        (checkpoint, ("--audio-prompts", tmp_path / "none.wav"), "none.wav"),
+        (checkpoint, ("--audio-prompts", tmp_path / "broken.wav"), "broken.wav"),
+        (checkpoint, ("--num-unconditional", 1), "prepend_bos"),
+        (tmp_path / "none.pt", prompts, "no checkpoint"),
+        (tmp_path / "broken.pt", prompts, "cannot be read as a checkpoint"),
+        (nameless, prompts, "names no codec: give --codec"),
+        (foreign, prompts, "they differ in fingerprint"),
+    ):
+        with pytest.raises(SystemExit):
+            infer(model, tmp_path / "out", *flags)
+        assert message in capsys.readouterr().err

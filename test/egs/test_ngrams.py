@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from ngrams import Bigram, Unigram, best_score
+
+
+@pytest.mark.parametrize("kind", [Unigram, Bigram])
+@pytest.mark.parametrize("discount", [0.1, 0.9])
+def test_probabilities_sum_to_one(kind, discount):
+    model = kind([np.array([0, 1, 2, 1, 1]), np.array([4, 1])], 7, discount)
+    table = model.probabilities if kind is Unigram else model.table
+    np.testing.assert_allclose(table.sum(-1), 1)
+    assert (table > 0).all()
+
+
+def test_costs_approach_the_entropy_of_the_source():
+    """A Markov chain of 4 codes: unigrams cost log 4, bigrams the entropy of its steps."""
+    rng = np.random.default_rng(0)
+
+    def draw(num_frames):
+        codes = [0]
+        for _ in range(num_frames - 1):
+            codes.append((codes[-1] + 1) % 4 if rng.random() < 0.9 else int(rng.integers(4)))
+        return np.array(codes)
+
+    train, held_out = [draw(1000) for _ in range(20)], [draw(2000) for _ in range(3)]
+    unigram, bigram = (
+        best_score(kind, train, held_out, [500, 0 + 1, 100], 4) for kind in (Unigram, Bigram)
+    )
+    follow, other = 0.925, 0.025
+    assert unigram.loss == pytest.approx(np.log(4), abs=0.01)
+    assert bigram.loss == pytest.approx(
+        -follow * np.log(follow) - 3 * other * np.log(other), abs=0.03
+    )
+    assert bigram.accuracy == pytest.approx(follow, abs=0.02)
+
+
+def test_scoring_begins_at_its_start():
+    model = Bigram([np.array([0, 1, 0, 1, 0, 1])], 2, 0.1)
+    cost, hits = model.score(np.array([1, 1, 0, 1]), start=3)
+    assert hits == 1
+    assert cost == pytest.approx(-np.log(model.table[0, 1]))
