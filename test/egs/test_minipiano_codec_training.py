@@ -215,8 +215,18 @@ def test_straight_through_passes_value_and_gradient():
 
 def test_shrinking_the_latents_does_not_lower_the_commitment():
     latents, noise = torch.randn(2, 4, 50, generator=seeded()), torch.randn(2, 4, 50)
-    small = rvq.commitment(latents / 9, (latents + noise) / 9)
-    assert small == pytest.approx(rvq.commitment(latents, latents + noise).item(), rel=1e-4)
+    most = latents.var()
+    small = rvq.commitment(latents / 9, (latents + noise) / 9, most)
+    assert small == pytest.approx(rvq.commitment(latents, latents + noise, most).item(), rel=1e-4)
+
+
+def test_latents_that_run_away_raise_the_commitment():
+    latents = torch.randn(2, 4, 50)
+    codes, most = latents + 0.1, latents.var()
+    latents_away, codes_away = latents.clone(), codes.clone()
+    latents_away[0, 0, 0], codes_away[0, 0, 0] = 1000.0, 900.0
+    near = rvq.commitment(latents, codes, most)
+    assert rvq.commitment(latents_away, codes_away, most) > 100 * near
 
 
 def test_perplexity_is_the_number_of_equally_used_codes():
@@ -349,7 +359,7 @@ def test_saved_codec_loads_whole_in_float32(tmp_path):
     for name, value in model.state_dict().items():
         if not name.endswith(("embed_avg", "cluster_size")):
             torch.testing.assert_close(loaded.state_dict()[name], value.half().float())
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".part-*"))
 
 
 def test_shipped_size_stays_within_the_limit(tmp_path):
@@ -509,7 +519,7 @@ def test_training_writes_a_codec_whose_card_tells_the_truth(tmp_path, capsys):
     for report in (tmp_path / "report", tmp_path / "again"):
         names = {path.name for path in report.iterdir()}
         assert {"spectrograms.png", "clip1_original.wav", "clip1_codec.wav"} <= names
-        assert not any(name.endswith(".partial") for name in names)
+        assert not any(name.startswith(".part-") for name in names)
 
 
 def test_training_repeats_itself(tmp_path):

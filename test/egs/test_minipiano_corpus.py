@@ -292,7 +292,7 @@ class TestProgram:
         os.utime(paths[0], (1, 1))
         paths[1].write_bytes(contents[1][: len(contents[1]) // 2])
         paths[2].unlink()
-        (tmp_path / f".{paths[2].name}.tmp").write_bytes(contents[2][:100])
+        (tmp_path / f".part-1-{paths[2].name}").write_bytes(contents[2][:100])
         (tmp_path / "pieces.csv").unlink()
         write_corpus(tmp_path, minutes=2.6)
         assert [p.read_bytes() for p in paths] == contents

@@ -3,7 +3,6 @@
 Letters: C clips, N samples, F frequency bins, T frames.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from codec_files import write_text
 from codec_losses import magnitudes
 from codec_metrics import MEASURES, CodecScores, chromagram, decode_clips, encode_clips
 from torch import Tensor
+
+from valle.utils.files import written_whole
 
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
@@ -76,7 +77,7 @@ def card_text(model: Any, facts: dict[str, str], scores: CodecScores) -> str:
 
 
 def write_card(path: Path, model: Any, facts: dict[str, str], scores: CodecScores) -> None:
-    """Write the card under a temporary name, then rename it."""
+    """Write the card ."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, card_text(model, facts, scores))
 
@@ -95,11 +96,10 @@ def write_examples(folder: Path, model: Any, clips: Tensor, num_pairs: int = 3) 
 
 
 def write_wav(path: Path, samples: Tensor, sampling_rate: int) -> None:
-    """Write (N,) samples as 16-bit WAV under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".partial")
+    """Write (N,) samples as 16-bit WAV ."""
     audio = samples.clamp(-1, 1).cpu().numpy()
-    soundfile.write(temporary, audio, sampling_rate, format="WAV", subtype="PCM_16")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        soundfile.write(temporary, audio, sampling_rate, format="WAV", subtype="PCM_16")
 
 
 def draw_pairs(path: Path, originals: Tensor, sounds: Tensor, sampling_rate: int) -> None:
@@ -121,9 +121,8 @@ def draw_pairs(path: Path, originals: Tensor, sounds: Tensor, sampling_rate: int
         for column, (title, audio) in enumerate(zip(("original", "codec"), pair, strict=True)):
             _draw_spectrogram(axes[2 * row][column], audio, sampling_rate, title)
             _draw_chromagram(axes[2 * row + 1][column], audio, sampling_rate)
-    temporary = path.with_name(path.name + ".partial")
-    figure.savefig(temporary, format="png", dpi=70)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=70)
 
 
 def _draw_spectrogram(axis: Any, audio: Tensor, sampling_rate: int, title: str) -> None:

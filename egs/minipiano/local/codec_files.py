@@ -5,7 +5,6 @@ Letters: B batch, N samples.
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
+
+from valle.utils.files import written_whole
 
 UPSAMPLING_RATIOS = (8, 5, 4, 4)  # 640 samples a frame
 NUM_QUANTIZERS = 4
@@ -147,9 +148,8 @@ def save_codec(model: Any, folder: Path) -> int:
             raise ValueError(f"weight {name} is not finite in float16: training has diverged")
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    temporary = weights.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, weights)
+    with written_whole(weights) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     fields = model.config.to_diff_dict()
     fields.pop("_name_or_path", None)
     fields.update(architectures=["EncodecModel"], dtype="float32")
@@ -158,10 +158,9 @@ def save_codec(model: Any, folder: Path) -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_codec(folder: Path, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from codec_quantizer import (
 from codec_report import PhaseReport
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from valle.utils.files import written_whole
 
 WARMUP_STEPS = 200
 LAST_LR_SHARE = 0.03  # the cosine ends at this share of the learning rate
@@ -60,6 +63,7 @@ class TrainingOptions:
     log_every: int
     eval_every: int
     seed: int
+    state_file: Path | None = None
 
     def steps(self) -> dict[str, int]:
         return {
@@ -142,6 +146,7 @@ class CodecTrainer:
         self.limit_sec = options.max_minutes * 60
         reserved = min(RESERVED_SEC_MAX, RESERVED_SHARE * self.limit_sec)
         self.deadline = begin + self.limit_sec - reserved
+        self.latent_variance = torch.ones((), device=self.device)
         self.total_steps = 0
         self.steps_done: dict[str, int] = {}
         self._make_losses()
@@ -163,17 +168,31 @@ class CodecTrainer:
         both = max(1, options.steps_noise + options.steps_joint)
         turn = options.steps_noise / both  # one cosine spans noise and joint
         optimizer = make_optimizer(list(self.model.parameters()), options.lr)
-        self._train("noise", optimizer, lambda share: options.lr * cosine(share * turn))
-        self._fit_codebooks(self.model, restart=True)
+        self._noise_phase(optimizer, lambda share: options.lr * cosine(share * turn))
+        self.latent_variance = self._fit_codebooks(self.model, restart=True).var()
         self._follow(1.0)
         self._train(
             "joint", optimizer, lambda share: options.lr * cosine(turn + share * (1 - turn))
         )
+        after_codebooks(self.average)  # a first version, in case that the rest fails
         self._fit_codebooks(self.average, restart=False)
         self.model.load_state_dict(self.average.state_dict())
         after_codebooks(self.average)
         optimizer = make_optimizer(list(self.model.decoder.parameters()), options.lr_decoder)
         self._train("decoder", optimizer, lambda share: options.lr_decoder * cosine(share))
+
+    def _noise_phase(self, optimizer: torch.optim.Optimizer, lr: Callable[[float], float]) -> None:
+        """Train the autoencoder, or take it as an earlier run left it."""
+        path = self.options.state_file
+        if path is not None and path.is_file():
+            self.model.load_state_dict(torch.load(path, map_location=self.device))
+            tqdm.write(f"the noise phase is done: {path}")
+            self.steps_done["noise"] = self.options.steps_noise
+            return
+        self._train("noise", optimizer, lr)
+        if path is not None:
+            with written_whole(path) as temporary:
+                torch.save(self.model.state_dict(), temporary)
 
     def _train(
         self, name: str, optimizer: torch.optim.Optimizer, lr: Callable[[float], float]
@@ -266,7 +285,8 @@ class CodecTrainer:
         self.quantizer.update(found)
         terms = self.loss(self._rebuild(straight_through(latents, found.latents)), audio[:, 0])
         weight = self.options.commitment_weight
-        return {**terms, "commit": weight * commitment(latents, found.latents)}
+        pull = commitment(latents, found.latents, self.latent_variance)
+        return {**terms, "commit": weight * pull}
 
     def _decode(self, audio: Tensor, _share: float) -> dict[str, Tensor]:
         """Terms of the decoder phase: tokens are given."""
@@ -276,12 +296,23 @@ class CodecTrainer:
         return self.fine_loss(self._rebuild(found.latents), audio[:, 0])
 
     @torch.no_grad()
-    def _fit_codebooks(self, model: Any, restart: bool) -> None:
-        """Fill the codebooks of a model by k-means over what its encoder makes of the corpus."""
+    def _fit_codebooks(self, model: Any, restart: bool) -> Tensor:
+        """Fill the codebooks of a model by k-means over what its encoder makes of the corpus.
+
+        Returns:
+          Those latents, (V, D).
+        """
         begin, wanted, latents = time.monotonic(), self.options.kmeans_latents, []
         while wanted > 0:
             found = model.encoder(self.crops.draw(self.options.batch_size))
             latents.append(found.transpose(1, 2).flatten(0, 1))
             wanted -= latents[-1].shape[0]
-        fit_codebooks(codebooks_of(model), torch.cat(latents), self.generator, restart=restart)
+        rows = torch.cat(latents)
+        tqdm.write(f"latents: variance {rows.var():.3g}, largest {rows.abs().max():.3g}")
+        usable = rows.isfinite().all(dim=1)
+        if not usable.all():
+            # one such row would spread over all centres
+            tqdm.write(f"k-means leaves out {int((~usable).sum())} latents that are not finite")
+        fit_codebooks(codebooks_of(model), rows[usable], self.generator, restart=restart)
         tqdm.write(f"k-means of the codebooks: {time.monotonic() - begin:.1f} s")
+        return rows[usable]

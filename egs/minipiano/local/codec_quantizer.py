@@ -193,12 +193,14 @@ def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
     return latents + (quantized - latents).detach()
 
 
-def commitment(latents: Tensor, quantized: Tensor) -> Tensor:
+def commitment(latents: Tensor, quantized: Tensor, most: Tensor) -> Tensor:
     """Mean square distance of latents to their codes, relative to the variance of the latents.
 
-    Relative, because otherwise shrinking all latents would be the cheapest way to lower it.
+    Relative, because otherwise shrinking all latents would be the cheapest way to lower it; but
+    relative to `most` () at most, because otherwise a few latents that run away would raise the
+    variance and so lower the pull that holds them back.
     """
-    variance = latents.detach().var().clamp_min(1e-8)
+    variance = latents.detach().var().clamp_min(1e-8).minimum(most)
     return (latents - quantized.detach()).square().mean() / variance
 
 

@@ -30,6 +30,8 @@ from piano import HIGHEST_PITCH, LOWEST_PITCH, TIMBRES, Floats, Note, get_timbre
 from styles import STYLES
 from tqdm import tqdm
 
+from valle.utils.files import written_whole
+
 FIELDS = ("file", "seed", "style", "tempo", "key", "timbre", "seconds", "split")
 GENERATION = 1  # count up whenever the same seed begins to mean other audio
 CYCLE = 12  # of twelve pieces of a style ten are for training
@@ -177,14 +179,14 @@ def is_complete(path: Path, task: Task) -> bool:
 
 
 def write_flac(path: Path, sound: Floats, task: Task) -> None:
-    """16-bit FLAC, whole or not at all: the temporary name starts with a dot."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with soundfile.SoundFile(
-        partial, "w", task.sampling_rate, channels=1, format="FLAC", subtype="PCM_16"
-    ) as file:
+    """16-bit FLAC, whole or not at all."""
+    form = {"channels": 1, "format": "FLAC", "subtype": "PCM_16"}
+    with (
+        written_whole(path) as partial,
+        soundfile.SoundFile(partial, "w", task.sampling_rate, **form) as file,
+    ):
         file.comment = task.comment
         file.write(sound)
-    os.replace(partial, path)
 
 
 def _import_mido() -> ModuleType:
@@ -217,9 +219,8 @@ def write_midi(path: Path, notes: Sequence[Note], title: str = "") -> None:
         message = "note_on" if velocity else "note_off"
         track.append(mido.Message(message, note=pitch, velocity=velocity, time=tick - now))
         now = tick
-    partial = path.with_name(f".{path.name}.tmp")
-    mido.MidiFile(tracks=[track], ticks_per_beat=480).save(partial)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        mido.MidiFile(tracks=[track], ticks_per_beat=480).save(partial)
 
 
 _ASCII = str.maketrans({"♭": "b", "♯": "#"})  # MIDI texts are Latin-1
@@ -250,12 +251,13 @@ def run_task(task: Task, out_dir: Path, midi: bool) -> dict[str, object]:
 
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """The csv, whole or not at all."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with (
+        written_whole(path) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("egs/minipiano/exp/codec"),
         help="folder for pictures and sound pairs",
     )
+    add("--state-file", type=Path, help="keeps the autoencoder of the noise phase; read if there")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--num-threads", type=int, default=0, help="CPU threads of torch; 0 leaves its choice")
     add("--seed", type=int, default=0, help="of weights, crops, noise and k-means")
