@@ -50,10 +50,12 @@ log() {
   echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
 }
 
-# A stage is done when its marker holds the settings of this run, and no recording is newer.
+# A stage is done when its marker holds the settings of this run, and no input is newer.
 is_done() {
+  local inputs=("$src_dir")
+  if [ "$split_csv" != none ]; then inputs+=("$split_csv"); fi
   [ -f "$1" ] && [ "$(cat "$1")" = "$settings" ] &&
-    [ -z "$(find "$src_dir" -type f -newer "$1" -print -quit)" ]
+    [ -z "$(find "${inputs[@]}" -type f -newer "$1" -print -quit)" ]
 }
 settings="$src_dir $split_csv $csv_file_column $csv_split_column $valid_fraction $test_fraction \
 $seed $codec $window $min_window $min_duration"

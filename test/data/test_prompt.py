@@ -35,7 +35,16 @@ def test_a_row_is_cut_by_its_own_length():
     assert split.y[1, :3, 0].tolist() == [12, 13, 14]
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5])
+def test_a_ratio_of_0_leaves_no_prompt():
+    codes = torch.randint(0, 9, (2, 4, 3))
+    x, x_lens, y, y_lens = split_prompt(codes, torch.tensor([4, 2]), 0.0)
+    assert x.shape == (2, 0, 3)
+    assert x_lens.tolist() == [0, 0]
+    assert torch.equal(y[0], codes[0])
+    assert y_lens.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.1, 1.5])
 def test_bad_ratio(ratio):
     with pytest.raises(ValueError, match="prompt ratio"):
         split_prompt(torch.zeros(1, 4, 2).long(), torch.tensor([4]), ratio)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,16 @@ def test_resuming_at_an_epoch_equals_the_unbroken_run(both, token_dir, tmp_path)
     )
 
 
+def test_a_cosine_resumed_is_the_same_cosine(token_dir, tmp_path):
+    flags = ("--optimizer-name", "AdamW", "--num-epochs", 4, "--sample-epochs", 0)
+    whole = train(token_dir, tmp_path, *flags)
+    rest = train(token_dir, tmp_path, *flags, "--start-epoch", 3)
+    (total,) = re.findall(r"Cosine over (\d+) steps", whole)
+    assert f"Cosine over {total} steps" in rest
+    last = [re.findall(r"lr: (\S+)", log)[-1] for log in (whole, rest)]
+    assert last[0] == last[1]
+
+
 def test_resuming_inside_an_epoch_equals_the_unbroken_run(both, token_dir, tmp_path):
     flags = ("--num-samples", 1, "--average-period", 2, "--num-epochs", 2)
     train(token_dir, tmp_path, "--save-every-n", 1, "--keep-last-k", 2, *flags)
@@ -167,6 +178,11 @@ def test_ar_then_nar(token_dir, tmp_path):
     assert f"AR half loaded from {tmp_path}/epoch-1.pt" in log
     assert same(weights(tmp_path / "epoch-1.pt"), weights(tmp_path / "other/epoch-1.pt"), "ar.")
 
+    elsewhere = ("--train-stage", 2, "--ar-checkpoint", tmp_path / "epoch-1.pt")
+    log = train(token_dir, tmp_path / "other", *elsewhere, "--start-epoch", 2, "--num-epochs", 2)
+    assert "--ar-checkpoint is not read, as the run goes on" in log
+    assert "other/epoch-1.pt, step" in log
+
     log = train(token_dir, tmp_path, "--train-stage", 2, "--num-epochs", 1, fails=True)
     assert "epoch-1.pt belongs to another training stage" in log
 
@@ -179,6 +195,7 @@ def test_ar_then_nar(token_dir, tmp_path):
         ("--dtype", "float16"),
         ("--bucketing-sampler", "false", "--shuffle", "false", "--prompt-ratio", 0.2),
         ("--add-prenet", "true", "--norm-first", "false", "--prepend-bos", "true"),
+        ("--prepend-bos", "true", "--prompt-ratio", 0),
         ("--scale-factor", 2, "--inf-check", "true", "--tensorboard", "false"),
     ],
 )
@@ -240,9 +257,12 @@ def test_tokens_from_elsewhere_train_with_a_warning(tmp_path, codec_info):
         (("--num-audio-tokens", 9), "--num-audio-tokens 9, but the tokens in"),
         (("--filter-min-duration", 50), "none of 12 cuts lasts between 50 and 20 s"),
         (("--start-epoch", 5), "no checkpoint"),
+        (("--start-epoch", 30), "--num-epochs 20 is the number of the last epoch"),
+        (("--log-interval", 0), "--log-interval must be 1 or more, got 0"),
         (("--nhead", 3), "d_model must be even and divisible by nhead, got 16 and 3"),
         (("--manifest-dir", "nowhere"), "in nowhere (found none)"),
         (("--prompt-ratio", 1.5), "prompt ratio is 1.5"),
+        (("--prompt-ratio", 0), "an empty prompt needs a model trained with prepend_bos"),
         (("--base-lr", 1e30, "--num-epochs", 50), "the loss is not finite in epoch"),
     ],
 )

@@ -14,7 +14,7 @@ class PromptSplit(NamedTuple):
 
     Attributes:
       x: (B, S, Q) prompt codes, zero beyond each row's length.
-      x_lens: (B,) int64, at least 1.
+      x_lens: (B,) int64, at least 1 (0 where the ratio is 0).
       y: (B, T, Q) target codes, zero beyond each row's length.
       y_lens: (B,) int64, at least 1.
     """
@@ -29,19 +29,20 @@ def split_prompt(codes: Tensor, lens: Tensor, ratio: float) -> PromptSplit:
     """The first `ratio` of each row is its prompt, the rest its target.
 
     Each row is cut by its own length, so that padding plays no part: the prompt has
-    round(ratio * len) frames, but prompt and target have one frame at least.
+    round(ratio * len) frames, but prompt and target have one frame at least. With a ratio of 0
+    prompts are empty, which only a model with BOS can continue.
 
     Args:
       codes: (B, T, Q).
       lens: (B,) frames of each row.
-      ratio: Share of the prompt, between 0 and 1.
+      ratio: Share of the prompt, from 0 to below 1.
 
     Raises:
       ValueError: A ratio that leaves no prompt or no target, shapes that disagree, or a row of
         fewer than 2 frames.
     """
-    if not 0.0 < ratio < 1.0:
-        raise ValueError(f"the prompt ratio is {ratio}, expected a number between 0 and 1")
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"the prompt ratio is {ratio}, expected a number from 0 to below 1")
     if codes.ndim != 3 or lens.shape != codes.shape[:1]:
         raise ValueError(
             f"codes {tuple(codes.shape)} and lens {tuple(lens.shape)}, expected (B, T, Q) and (B,)"
@@ -52,7 +53,7 @@ def split_prompt(codes: Tensor, lens: Tensor, ratio: float) -> PromptSplit:
             f"{codes.shape[1]} frames of the batch; filter out shorter cuts"
         )
     lens = lens.long()
-    prompt = torch.round(lens.double() * ratio).long().clamp(min=1)
+    prompt = torch.round(lens.double() * ratio).long().clamp(min=1 if ratio > 0 else 0)
     x_lens = torch.minimum(prompt, lens - 1)
     y_lens = lens - x_lens
     start = torch.zeros_like(x_lens)

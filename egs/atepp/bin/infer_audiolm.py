@@ -99,7 +99,7 @@ def load_codec(name: str | None, checkpoint: Path, device: torch.device) -> Code
     name = name or (recorded or {}).get("name")
     if name is None:
         raise ValueError(f"{checkpoint} names no codec: give --codec FOLDER_OR_HUB_NAME")
-    codec = Codec.from_pretrained(name, device)
+    codec = Codec.from_pretrained(name, device, (recorded or {}).get("num_quantizers"))
     if recorded is None:
         logging.warning(f"{checkpoint} names no codec; taking {name} on trust")
     else:

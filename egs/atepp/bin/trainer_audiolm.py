@@ -12,7 +12,6 @@ trained before. Several GPUs: `torchrun --nproc-per-node N` before the script, o
 
 import argparse
 import logging
-import math
 import resource
 import time
 import uuid
@@ -232,7 +231,7 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 def check_finite(run: Run, info: MetricsTracker) -> None:
     """Stop on a loss that is not finite; no weight has taken part in it."""
-    if not math.isfinite(info.means().get("loss", math.nan)):
+    if info.means().get("nonfinite"):
         raise ValueError(
             f"the loss is not finite in epoch {run.params.cur_epoch}, step "
             f"{run.params.batch_idx_train + 1}; the weights are those of the step before. Lower "
@@ -319,8 +318,11 @@ def validate(run: Run) -> None:
     logging.info(f"Maximum memory allocated so far is {memory_mib(run.device):.0f}MB")
     if run.writer is not None:
         info.write_summary(run.writer, "train/valid_", params.batch_idx_train)
-    if info["loss"] < params.best_valid_loss:
-        params.best_valid_loss, params.best_valid_epoch = info["loss"], params.cur_epoch
+    values = info.means()
+    if values.get("nonfinite"):
+        logging.warning("Validation met a loss that is not finite: these weights are no best ones")
+    elif values["loss"] < params.best_valid_loss:
+        params.best_valid_loss, params.best_valid_epoch = values["loss"], params.cur_epoch
         if run.is_main:
             save(run, "best-valid-loss.pt")
 
@@ -404,7 +406,21 @@ def scan_pessimistic_batches(run: Run) -> None:
             ) from error
     run.optimizer.zero_grad(set_to_none=True)
     restore_rng(run, before)
-    logging.info(f"The largest batches fit: {memory_mib(run.device):.0f} MiB")
+    logging.info(f"Largest batches, forward and backward: {memory_mib(run.device):.0f} MiB")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse numbers that cannot be, before anything is read."""
+    names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
+    for name in (*names, "accumulate_grad_steps", "start_epoch"):
+        if getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+    if args.num_epochs < args.start_epoch:
+        raise ValueError(
+            f"--num-epochs {args.num_epochs} is the number of the last epoch, and lies before "
+            f"--start-epoch {args.start_epoch}: nothing to do"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -412,6 +428,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
+        check_arguments(args)
         launch(run, args.world_size, args)
     except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")

@@ -58,8 +58,12 @@ class Run:
     model_avg: nn.Module | None
     writer: SummaryWriter | None
     codec: Codec | None
-    is_main: bool
+    rank: int
     fresh_sampler: Callable[[], Any]
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
 
     def learning_parameters(self) -> list[nn.Parameter]:
         return list(self.model.half_parameters(self.stage))
@@ -115,7 +119,7 @@ def build_run(rank: int, world_size: int, args: argparse.Namespace) -> Run:
         model_avg=make_averaged_model(model) if params.average_period else None,
         writer=open_writer(params, stage) if rank == 0 and params.tensorboard else None,
         codec=open_codec(params) if rank == 0 and params.tensorboard else None,
-        is_main=rank == 0,
+        rank=rank,
         fresh_sampler=lambda: fresh_loader().sampler,
     )
     seed_ranks(run, rank)
@@ -127,7 +131,7 @@ def build_run(rank: int, world_size: int, args: argparse.Namespace) -> Run:
 
 
 def fresh_counters(args: argparse.Namespace) -> dict[str, Any]:
-    """Counters of a run that begins. A batch is what one update reads."""
+    """Counters of a run that begins: updates so far, and loader batches of the epoch so far."""
     return {
         "batch_idx_train": 0,
         "batch_idx_epoch": 0,
@@ -171,8 +175,9 @@ def build_model(params: AttributeDict, device: torch.device) -> AudioLM:
     torch.manual_seed(params.seed)
     model = get_model(params)
     if params.init_embeddings_from_codec:
-        codec = Codec.from_pretrained(params.init_embeddings_from_codec)
-        check_codec(params, codec, "--init-embeddings-from-codec")
+        codec = load_codec(
+            params, params.init_embeddings_from_codec, "--init-embeddings-from-codec"
+        )
         model.init_embeddings(codec.codebooks())
         logging.info(f"Embeddings and heads start from the codebooks of {codec.info.name}")
     learning = {id(p) for p in model.half_parameters(TrainStage(params.train_stage))}
@@ -181,9 +186,12 @@ def build_model(params: AttributeDict, device: torch.device) -> AudioLM:
     return model.to(device)
 
 
-def check_codec(params: AttributeDict, codec: Codec, flag: str) -> None:
+def load_codec(params: AttributeDict, name: str, flag: str) -> Codec:
+    """Load a codec, which must be the one that made the tokens."""
+    codec = Codec.from_pretrained(name, num_quantizers=params.num_quantizers)
     if params.codec is not None:
         CodecInfo.from_dict(params.codec).check_same(codec.info, flag)
+    return codec
 
 
 def wrap(model: AudioLM, stage: TrainStage, device: torch.device, world_size: int) -> nn.Module:
@@ -219,8 +227,7 @@ def open_codec(params: AttributeDict) -> Codec | None:
     try:
         if name is None:
             raise ValueError("the manifest names no codec; give --sample-codec")
-        codec = Codec.from_pretrained(name)
-        check_codec(params, codec, "--sample-codec")
+        codec = load_codec(params, name, "--sample-codec")
         import_pyplot()
     except (ValueError, OSError, ImportError) as error:
         logging.warning(f"No audio samples in tensorboard: {error}")
@@ -228,10 +235,10 @@ def open_codec(params: AttributeDict) -> Codec | None:
     return codec
 
 
-def seed_ranks(run: Run, rank: int) -> None:
+def seed_ranks(run: Run, offset: int) -> None:
     """Dropout and NAR stages of its own for each rank."""
-    torch.manual_seed(run.params.seed + rank)
-    run.model.stage_generator.manual_seed(run.params.seed + rank)
+    torch.manual_seed(run.params.seed + offset)
+    run.model.stage_generator.manual_seed(run.params.seed + offset)
 
 
 def write_model_text(run: Run) -> None:
@@ -298,13 +305,7 @@ def find_start(params: AttributeDict) -> Start | None:
       ValueError: It was trained on tokens of another codec, or the new epochs would overwrite
         those of another stage.
     """
-    stage, path = params.train_stage, None
-    if params.start_batch > 0:
-        path = params.exp_dir / f"checkpoint-{params.start_batch}.pt"
-    elif params.ar_checkpoint is not None:
-        path = params.ar_checkpoint
-    elif params.start_epoch > 1:
-        path = params.exp_dir / f"epoch-{params.start_epoch - 1}.pt"
+    stage, path = params.train_stage, start_file(params)
     if path is None:
         refuse_overwriting(params)
         if stage == TrainStage.NAR:
@@ -317,11 +318,29 @@ def find_start(params: AttributeDict) -> Start | None:
     if checkpoint.get("codec") and params.codec:
         theirs, ours = (CodecInfo.from_dict(c) for c in (checkpoint["codec"], params.codec))
         theirs.check_same(ours, f"the tokens in {params.manifest_dir}, for {path}")
-    is_other_stage = params.ar_checkpoint is not None or checkpoint.get("train_stage") != stage
+    is_other_stage = path == params.ar_checkpoint or checkpoint.get("train_stage") != stage
     if is_other_stage:
         refuse_overwriting(params)
         params.batch_idx_train = params.first_batch = checkpoint.get("batch_idx_train", 0)
+    else:
+        params.first_epoch = checkpoint["first_epoch"]  # a schedule counts from there
     return Start(path, checkpoint, is_other_stage)
+
+
+def start_file(params: AttributeDict) -> Path | None:
+    """The file to start from. A NAR run under way goes on, whatever AR half it once began with."""
+    path = None
+    if params.start_batch > 0:
+        path = params.exp_dir / f"checkpoint-{params.start_batch}.pt"
+    elif params.start_epoch > 1:
+        path = params.exp_dir / f"epoch-{params.start_epoch - 1}.pt"
+    if params.ar_checkpoint is None:
+        return path
+    under_way = path is not None and path.exists()
+    if under_way and read_checkpoint(path).get("train_stage") == TrainStage.NAR:
+        logging.info(f"--ar-checkpoint is not read, as the run goes on from {path}")
+        return path
+    return params.ar_checkpoint
 
 
 def refuse_overwriting(params: AttributeDict) -> None:
@@ -348,7 +367,7 @@ def load_start_weights(model: AudioLM, start: Start, params: AttributeDict) -> N
     """Load the weights; of an AR run that the NAR half starts from, the AR half alone."""
     weights, what = start.checkpoint["model"], "Model"
     of_ar_run = start.checkpoint.get("train_stage") == TrainStage.AR
-    if params.train_stage == TrainStage.NAR and (params.ar_checkpoint or of_ar_run):
+    if params.train_stage == TrainStage.NAR and (start.path == params.ar_checkpoint or of_ar_run):
         what = "AR half"
         ar = {k.removeprefix("ar."): v for k, v in weights.items() if k.startswith("ar.")}
         load_weights(model.ar, ar, start.path)
@@ -364,7 +383,10 @@ def resume(run: Run, start: Start) -> None:
     names = ["batch_idx_train", "first_batch", "first_epoch", "train_loss"]
     names += [f"best_{split}_{what}" for split in ("train", "valid") for what in ("loss", "epoch")]
     params.update({name: checkpoint[name] for name in names if name in checkpoint})
-    restore_rng(run, checkpoint["rng"])
+    if run.is_main:
+        restore_rng(run, checkpoint["rng"])
+    else:  # the file knows rank 0 alone; others draw anew, and not what they drew before
+        seed_ranks(run, params.world_size + run.rank + params.batch_idx_train)
     if params.start_batch > 0:
         params.cur_epoch = checkpoint["cur_epoch"]
         params.batch_idx_epoch = checkpoint["batch_idx_epoch"]

@@ -11,6 +11,7 @@ belongs to this corpus is kept.
 
 import argparse
 import csv
+import io
 import logging
 import os
 import threading
@@ -250,14 +251,15 @@ def run_task(task: Task, out_dir: Path, midi: bool) -> dict[str, object]:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """The csv, whole or not at all."""
-    with (
-        written_whole(path) as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """The csv, whole or not at all; one that is as it should be stays untouched."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    content = text.getvalue().encode()
+    if not path.exists() or path.read_bytes() != content:
+        with written_whole(path) as partial:
+            partial.write_bytes(content)
 
 
 @contextmanager

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Generated piano pieces through the whole recipe, start to finish, on a CPU, in minutes.
+#
+# Needs nothing but Python: no download, no data. All output lands in data/minipiano and
+# exp/minipiano, both safe to delete. The scripts are those of egs/atepp.
+set -eou pipefail
+
+stage=0
+stop_stage=4
+minutes=60              # of music
+num_epochs=8
+exp_dir=exp/minipiano
+data_dir=data/minipiano
+num_prompts=3
+prompt_duration=5       # seconds of a held-out piece that are given
+max_duration=10         # seconds that the model adds
+
+_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$_here/../.."
+. egs/atepp/shared/parse_options.sh
+. ./env.sh
+
+log() {
+  echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
+}
+
+codec=egs/minipiano/codec
+corpus=$data_dir/corpus
+tokens=$data_dir/tokenized
+
+if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
+  log "Stage 0: compose and play $minutes minutes of piano"
+  python egs/minipiano/local/make_corpus.py --out-dir "$corpus" --minutes "$minutes"
+fi
+
+if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
+  log "Stage 1: tokenise and check"
+  PYTHON=python bash egs/atepp/prepare.sh --src-dir "$corpus" --output-dir "$tokens" \
+    --codec "$codec" --split-csv "$corpus/pieces.csv" --csv-file-column file
+fi
+
+if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
+  log "Stage 2: train both halves"
+  python egs/atepp/bin/trainer_audiolm.py --manifest-dir "$tokens" --exp-dir "$exp_dir" \
+    --decoder-dim 256 --nhead 4 --num-decoder-layers 4 --init-embeddings-from-codec "$codec" \
+    --train-stage 0 --num-epochs "$num_epochs" --max-duration 60 --num-workers 1 \
+    --optimizer-name ScaledAdam --base-lr 0.03 --warmup-steps 50 --log-interval 20
+fi
+
+# the first recordings of the test split
+prompts=()
+while IFS= read -r file; do
+  if [ "${#prompts[@]}" -lt "$num_prompts" ]; then prompts+=("$corpus/$file"); fi
+done < <(awk -F, '$NF == "test" { print $1 }' "$corpus/pieces.csv")
+
+if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
+  log "Stage 3: continue pieces that the model has never seen"
+  python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
+    --audio-prompts "${prompts[@]}" --prompt-duration "$prompt_duration" \
+    --max-duration "$max_duration" --output-dir "$exp_dir/continuations"
+fi
+
+if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
+  log "Stage 4: pictures and a table"
+  python egs/minipiano/local/draw_results.py --exp-dir "$exp_dir" \
+    --infer-dir "$exp_dir/continuations" --audio-prompts "${prompts[@]}" \
+    --prompt-duration "$prompt_duration"
+  python egs/atepp/local/score_model.py --checkpoint "$exp_dir/best-valid-loss.pt" \
+    --manifest-dir "$tokens" --max-duration 60 --num-workers 0 \
+    --output-file "$exp_dir/scores.json"
+  log "Listen: $exp_dir/continuations/*_full.wav. Look: $exp_dir/*.png, and"
+  log "tensorboard --logdir $exp_dir"
+fi
