@@ -8,12 +8,14 @@ set -eou pipefail
 stage=0
 stop_stage=4
 minutes=60              # of music
-num_epochs=8
+num_epochs=10
+init_from_codec=true    # false: embeddings start at random, to see what that costs
 exp_dir=exp/minipiano
 data_dir=data/minipiano
 num_prompts=3
-prompt_duration=5       # seconds of a held-out piece that are given
-max_duration=10         # seconds that the model adds
+prompt_duration=4       # seconds of a held-out piece that are given
+max_duration=6          # seconds that the model adds; with the prompt no more than it was trained on
+dtype=auto              # bfloat16 where the processor computes in it, else float32
 
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$_here/../.."
@@ -25,6 +27,14 @@ log() {
 }
 
 codec=egs/minipiano/codec
+if [ "$dtype" = auto ]; then
+  dtype=float32
+  if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo || nvidia-smi > /dev/null 2>&1; then
+    dtype=bfloat16
+  fi
+fi
+init=()
+if [ "$init_from_codec" = true ]; then init=(--init-embeddings-from-codec "$codec"); fi
 corpus=$data_dir/corpus
 tokens=$data_dir/tokenized
 
@@ -36,15 +46,16 @@ fi
 if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   log "Stage 1: tokenise and check"
   PYTHON=python bash egs/atepp/prepare.sh --src-dir "$corpus" --output-dir "$tokens" \
-    --codec "$codec" --split-csv "$corpus/pieces.csv" --csv-file-column file
+    --codec "$codec" --split-csv "$corpus/pieces.csv" --csv-file-column file --window 10
 fi
 
 if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   log "Stage 2: train both halves"
   python egs/atepp/bin/trainer_audiolm.py --manifest-dir "$tokens" --exp-dir "$exp_dir" \
-    --decoder-dim 256 --nhead 4 --num-decoder-layers 4 --init-embeddings-from-codec "$codec" \
-    --train-stage 0 --num-epochs "$num_epochs" --max-duration 60 --num-workers 1 \
-    --optimizer-name ScaledAdam --base-lr 0.03 --warmup-steps 50 --log-interval 20
+    --decoder-dim 192 --nhead 4 --num-decoder-layers 2 ${init[@]+"${init[@]}"} \
+    --train-stage 0 --prompt-ratio 0.2 --num-epochs "$num_epochs" --max-duration 20 \
+    --optimizer-name AdamW --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
+    --num-workers 1 --log-interval 50 --sample-epochs 5
 fi
 
 # the first recordings of the test split
