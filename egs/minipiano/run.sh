@@ -7,8 +7,8 @@ set -eou pipefail
 
 stage=0
 stop_stage=4
-minutes=60              # of music
-num_epochs=10
+minutes=100             # of music
+num_epochs=9
 init_from_codec=true    # false: embeddings start at random, to see what that costs
 exp_dir=exp/minipiano
 data_dir=data/minipiano
@@ -66,9 +66,11 @@ done < <(awk -F, '$NF == "test" { print $1 }' "$corpus/pieces.csv")
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   log "Stage 3: continue pieces that the model has never seen"
+  # an excerpt should not end, and greedy upper quantizers would fade: they settle on the average
   python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
+    --temperature 0.8 --top-k 50 --nar-temperature 0.8 \
     --audio-prompts "${prompts[@]}" --prompt-duration "$prompt_duration" \
-    --max-duration "$max_duration" --output-dir "$exp_dir/continuations"
+    --max-duration "$max_duration" --ignore-eos true --output-dir "$exp_dir/continuations"
 fi
 
 if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
