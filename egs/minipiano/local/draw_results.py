@@ -43,13 +43,13 @@ def draw_continuations(args: argparse.Namespace) -> Path:
 
 def draw_curves(exp_dir: Path, beside: list[Path]) -> Path:
     """Validation and training loss of each quantizer over steps, and those of other runs."""
-    figure, axis = import_pyplot().subplots(figsize=(7, 4))
+    figure, axis = import_pyplot().subplots(figsize=(9, 4.5))
     add_curves(axis, exp_dir, "train/valid_loss_q", "-", "validation")
     add_curves(axis, exp_dir, "train/tot_loss_q", ":", "training")
     for other in beside:
         add_curves(axis, other, "train/valid_loss_q", "--", f"validation, {other.name}")
     axis.set(xlabel="steps", ylabel="nats a frame")
-    axis.legend(ncol=2 + len(beside), fontsize="x-small")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     figure.tight_layout()
     path = exp_dir / "losses.png"
     with written_whole(path) as temporary:
@@ -63,7 +63,8 @@ def add_curves(axis: Any, exp_dir: Path, prefix: str, style: str, what: str) -> 
     for tag in sorted(t for t in events.Tags()["scalars"] if t.startswith(prefix)):
         points, q = events.Scalars(tag), int(tag.removeprefix(prefix))
         steps, values = [p.step for p in points], [p.value for p in points]
-        axis.plot(steps, values, style, color=f"C{q}", label=f"q{q} {what}")
+        width = 0.7 if style == ":" else 1.5  # training is noisy: its means begin anew each epoch
+        axis.plot(steps, values, style, color=f"C{q}", linewidth=width, label=f"q{q} {what}")
 
 
 def main(argv: list[str] | None = None) -> None:
