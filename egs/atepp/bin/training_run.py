@@ -336,8 +336,8 @@ def start_file(params: AttributeDict) -> Path | None:
         path = params.exp_dir / f"epoch-{params.start_epoch - 1}.pt"
     if params.ar_checkpoint is None:
         return path
-    under_way = path is not None and path.exists()
-    if under_way and read_checkpoint(path).get("train_stage") == TrainStage.NAR:
+    under_way = path if path is not None and path.exists() else None
+    if under_way and read_checkpoint(under_way).get("train_stage") == TrainStage.NAR:
         logging.info(f"--ar-checkpoint is not read, as the run goes on from {path}")
         return path
     return params.ar_checkpoint
