@@ -85,7 +85,7 @@ def test_load_audio_gives_prompt_tokens(tmp_path, full_size_codec):
 def test_training_command_runs_at_reduced_size(token_dir, tmp_path, monkeypatch):
     """The long command of the README, word for word, then what makes it small."""
     (command,) = (b for b in blocks("bash") if "--model-name audio-lm" in b)
-    script, *flags = shlex.split(command)[1:]
+    script, *flags = shlex.split(command.replace("\\\n", " "))[1:]
     assert (ROOT / script).is_file()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

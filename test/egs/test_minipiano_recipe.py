@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.recipe
 def test_the_recipe_runs_whole_and_again(tmp_path):
     flags = [
-        *("--minutes", "11", "--num-epochs", "1"),  # the first test piece is number 11
+        *("--minutes", "11", "--num-epochs", "2"),  # the first test piece is number 11
         *("--num-prompts", "1", "--max-duration", "1"),
         *("--data-dir", tmp_path / "data", "--exp-dir", tmp_path / "exp"),
     ]

@@ -31,7 +31,7 @@ from piano import HIGHEST_PITCH, LOWEST_PITCH, TIMBRES, Floats, Note, get_timbre
 from styles import STYLES
 from tqdm import tqdm
 
-from valle.utils.files import written_whole
+from valle.utils.files import remove_leftovers, written_whole
 
 FIELDS = ("file", "seed", "style", "tempo", "key", "timbre", "seconds", "split")
 GENERATION = 1  # count up whenever the same seed begins to mean other audio
@@ -336,6 +336,7 @@ def make_corpus(
     if midi:
         _import_mido()
     out_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out_dir)
     tasks = plan_pieces(minutes, seed, sampling_rate)
     tasks += plan_random(random_minutes, seed, sampling_rate)
     rows = _run_all(tasks, out_dir, midi, num_jobs)
