@@ -6,7 +6,7 @@
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 _extra=${1:-demo}
 _modules="valle, torch, lhotse, transformers, soundfile, tensorboard, matplotlib"
-if [ "$_extra" = dev ]; then _modules="$_modules, pytest, hypothesis, mypy, h5py, mido"; fi
+if [ "$_extra" = dev ]; then _modules="$_modules, ruff, pytest, hypothesis, mypy, h5py, mido"; fi
 
 _has_all() {
   # -I: valle must be installed, lying in the working directory is not enough
@@ -28,5 +28,7 @@ if ! { command -v python > /dev/null && _has_all python; }; then
   fi
   export PATH="$_root/.venv/bin:$PATH"
 fi
+# a valle installed from elsewhere must not take the place of this one
+export PYTHONPATH="$_root${PYTHONPATH:+:$PYTHONPATH}"
 unset _root _extra _modules
 unset -f _has_all

@@ -55,10 +55,10 @@ is_done() {
   local inputs=("$src_dir")
   if [ "$split_csv" != none ]; then inputs+=("$split_csv"); fi
   [ -f "$1" ] && [ "$(cat "$1")" = "$settings" ] &&
-    [ -z "$(find "${inputs[@]}" -type f -newer "$1" -print -quit)" ]
+    [ -z "$(find "${inputs[@]}" -type f -cnewer "$1" -print -quit)" ]
 }
 settings="$src_dir $split_csv $csv_file_column $csv_split_column $valid_fraction $test_fraction \
-$seed $codec $window $min_window $min_duration"
+$seed $codec $window $min_window $min_duration $( (find "$src_dir" -type f 2> /dev/null || true) | wc -l)"
 
 # The valle of this clone is used even where the package is not installed.
 export PYTHONPATH="$_here/../..${PYTHONPATH:+:$PYTHONPATH}"
@@ -100,6 +100,11 @@ fi
 
 if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   log "Stage 2: check the manifests in $output_dir"
-  "$python" "$_here/local/validate_manifests.py" --manifest-dir "$output_dir"
-  echo "$settings" > "$output_dir/.validate.done"
+  if is_done "$output_dir/.validate.done" &&
+    [ ! "$output_dir/.tokenize.done" -nt "$output_dir/.validate.done" ]; then
+    log "done before (remove $output_dir/.validate.done to do it again)"
+  else
+    "$python" "$_here/local/validate_manifests.py" --manifest-dir "$output_dir"
+    echo "$settings" > "$output_dir/.validate.done"
+  fi
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole recipe: prepare, train, continue. See prepare.sh for the folders it expects.
 #
-# Run it from the repository root; each command below can be copied and run by itself.
+# Run it from the repository root; `bash -x` shows each command as it is run, ready to be copied.
 set -eou pipefail
 
 stage=0
@@ -14,7 +14,8 @@ codec=facebook/encodec_32khz
 num_epochs=20           # of the joint training, or of each half
 max_duration=150        # seconds of sound a batch: lower it if the GPU's memory is short
 dtype=bfloat16
-prompts=                # files to continue, separated by spaces; empty: skip stage 3
+prompts=                # files to continue, separated by spaces; empty: the first test recordings
+num_prompts=3
 
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$_here/../.."
@@ -55,12 +56,19 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && [ "$joint" != true ]; then
 fi
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
-  if [ -n "$prompts" ]; then
-    log "Stage 3: continue $prompts"
-    # shellcheck disable=SC2086  # several files
-    python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
-      --audio-prompts $prompts --prompt-duration 5 --max-duration 20 --codec "$codec" \
-      --output-dir "$exp_dir/continuations"
+  if [ -z "$prompts" ]; then
+    prompts=$(python - "$manifest_dir/cuts_test.jsonl.gz" "$num_prompts" << 'PYTHON'
+import sys
+from valle.data import load_cuts
+files = (cut.recording.sources[0].source for cut in load_cuts(sys.argv[1]))
+print(*list(dict.fromkeys(files))[: int(sys.argv[2])])
+PYTHON
+    )
   fi
+  log "Stage 3: continue $prompts"
+  # shellcheck disable=SC2086  # several files
+  python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
+    --audio-prompts $prompts --prompt-duration 5 --max-duration 10 --codec "$codec" \
+    --output-dir "$exp_dir/continuations"
   log "Watch it: tensorboard --logdir $exp_dir"
 fi

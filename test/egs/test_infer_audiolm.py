@@ -99,6 +99,7 @@ def test_mistakes_are_explained(checkpoint, sounds, tmp_path, codec_info, capsys
         (tmp_path / "none.pt", prompts, "no checkpoint"),
         (tmp_path / "broken.pt", prompts, "cannot be read as a checkpoint"),
         (nameless, prompts, "names no codec: give --codec"),
+        (checkpoint, (*prompts, "--device", "nonsense"), "--device nonsense is no device"),
         (foreign, prompts, "they differ in fingerprint"),
     ):
         with pytest.raises(SystemExit):

@@ -150,6 +150,25 @@ def test_resuming_inside_an_epoch_equals_the_unbroken_run(both, token_dir, tmp_p
     assert same(weights(tmp_path / "epoch-2.pt"), weights(both[0] / "epoch-2.pt"))
 
 
+def test_resuming_at_the_last_step_of_an_epoch(both, token_dir, tmp_path):
+    flags = ("--num-samples", 1, "--average-period", 2)
+    train(token_dir, tmp_path, "--save-every-n", 1, "--num-epochs", 1, *flags)
+    last = max(int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoint-*.pt"))
+    (tmp_path / "epoch-1.pt").unlink()
+    train(token_dir, tmp_path, "--start-batch", last, "--num-epochs", 2, *flags)
+    assert same(weights(tmp_path / "epoch-2.pt"), weights(both[0] / "epoch-2.pt"))
+
+
+def test_a_stage_counts_beyond_the_checkpoints_that_are_there(token_dir, tmp_path):
+    train(token_dir, tmp_path, "--train-stage", 1, "--num-epochs", 2, "--save-every-n", 1)
+    (tmp_path / "epoch-2.pt").unlink()  # killed before its end
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*.pt")}
+    flags = ("--save-every-n", 1, "--keep-last-k", 1, "--sample-epochs", 0)
+    train(token_dir, tmp_path, "--train-stage", 2, "--start-epoch", 2, "--num-epochs", 2, *flags)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(list(tmp_path.glob("checkpoint-*.pt"))) == len(before) + 1
+
+
 def test_ar_then_nar(token_dir, tmp_path):
     """Stage 2 reads the AR half of the epoch before and overwrites nothing."""
     train(token_dir, tmp_path, "--train-stage", 1, "--num-epochs", 2, "--save-every-n", 1)
@@ -261,8 +280,8 @@ def test_tokens_from_elsewhere_train_with_a_warning(tmp_path, codec_info):
         (("--log-interval", 0), "--log-interval must be 1 or more, got 0"),
         (("--nhead", 3), "d_model must be even and divisible by nhead, got 16 and 3"),
         (("--manifest-dir", "nowhere"), "in nowhere (found none)"),
-        (("--prompt-ratio", 1.5), "prompt ratio is 1.5"),
-        (("--prompt-ratio", 0), "an empty prompt needs a model trained with prepend_bos"),
+        (("--prompt-ratio", 1.5), "--prompt-ratio 1.5 must be above 0 and below 1"),
+        (("--prompt-ratio", 0), "needs --prepend-bos true"),
         (("--base-lr", 1e30, "--num-epochs", 50), "the loss is not finite in epoch"),
     ],
 )

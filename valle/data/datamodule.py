@@ -52,7 +52,12 @@ class TokenDataModule:
         group = parser.add_argument_group("data", "where token cuts lie and how they are batched")
         add = group.add_argument
         add("--manifest-dir", type=Path, default=Path("data/tokenized"), help="token manifests")
-        add("--max-duration", type=float, default=40.0, help="seconds a batch, padding included")
+        add(
+            "--max-duration",
+            type=float,
+            default=40.0,
+            help="about so many seconds a batch, padding included",
+        )
         add("--bucketing-sampler", type=str2bool, default=True, help="batch cuts of like length")
         add("--num-buckets", type=int, default=10, help="how finely lengths are told apart")
         add("--shuffle", type=str2bool, default=True, help="another order each epoch")

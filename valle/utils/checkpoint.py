@@ -204,8 +204,16 @@ def find_checkpoints(folder: str | Path, iteration: int = 0) -> list[Path]:
     ]
 
 
-def remove_checkpoints(folder: str | Path, keep_last_k: int) -> list[Path]:
+def remove_checkpoints(
+    folder: str | Path, keep_last_k: int, first: int = 0, last: int | None = None
+) -> list[Path]:
     """Delete all but the newest ``keep_last_k`` files ``checkpoint-N.pt``.
+
+    Args:
+        folder: Where to look.
+        keep_last_k: How many stay.
+        first: Only files with N from here on are counted and deleted,
+        last: and up to here: others in the folder may be of another run.
 
     Returns:
         What was deleted.
@@ -215,7 +223,10 @@ def remove_checkpoints(folder: str | Path, keep_last_k: int) -> list[Path]:
     """
     if keep_last_k < 1:
         raise ValueError(f"keep_last_k must be at least 1, got {keep_last_k}")
-    old = find_checkpoints(folder)[keep_last_k:]
+    own = find_checkpoints(folder, first)
+    if last is not None:
+        own = [path for path in own if path in find_checkpoints(folder, -last)]
+    old = own[keep_last_k:]
     for path in old:
         path.unlink(missing_ok=True)
     return old

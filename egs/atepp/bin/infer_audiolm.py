@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> None:
 def continue_files(args: argparse.Namespace) -> None:
     if not args.audio_prompts and args.num_unconditional < 1:
         raise ValueError("nothing to do: give --audio-prompts FILE..., or --num-unconditional N")
-    device = torch.device(pick_device(args.device))
+    device = pick_device(args.device)
     model = AudioLM.from_checkpoint(args.checkpoint, device)
-    codec = load_codec(args.codec, args.checkpoint, device)
+    codec = load_codec(args.codec, args.checkpoint, device, model.config.num_quantizers)
     names, x, x_lens = read_prompts(args, codec, model.config.num_quantizers)
     max_new_tokens = round(args.max_duration * codec.frame_rate)
     started = time.perf_counter()
@@ -87,19 +87,24 @@ def continue_files(args: argparse.Namespace) -> None:
     write_sounds(args.output_dir, names, codes, lens.cpu(), x_lens, codec)
 
 
-def pick_device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is no device: give cpu, cuda, cuda:1 or auto") from error
 
 
-def load_codec(name: str | None, checkpoint: Path, device: torch.device) -> Codec:
+def load_codec(
+    name: str | None, checkpoint: Path, device: torch.device, num_quantizers: int
+) -> Codec:
     """The codec that the model was trained on, from where it was then or from `name`."""
     recorded = read_checkpoint(checkpoint).get("codec")
     name = name or (recorded or {}).get("name")
     if name is None:
         raise ValueError(f"{checkpoint} names no codec: give --codec FOLDER_OR_HUB_NAME")
-    codec = Codec.from_pretrained(name, device, (recorded or {}).get("num_quantizers"))
+    codec = Codec.from_pretrained(name, device, num_quantizers)
     if recorded is None:
         logging.warning(f"{checkpoint} names no codec; taking {name} on trust")
     else:

@@ -36,7 +36,7 @@ from valle.models import add_model_arguments
 from valle.models.audio_lm import AudioLMOutput
 from valle.modules.optim import DEFAULT_LR
 from valle.utils.averaging import update_averaged_model
-from valle.utils.checkpoint import copy_checkpoint, find_checkpoints
+from valle.utils.checkpoint import copy_checkpoint, remove_checkpoints
 from valle.utils.cli import str2bool
 from valle.utils.dist import cleanup_dist, launch
 from valle.utils.files import written_whole
@@ -299,9 +299,7 @@ def after_step(run: Run) -> None:
         update_averaged_model(run.model, run.model_avg, params.average_period, step)
     if step % params.save_every_n == 0 and run.is_main:
         save(run, f"checkpoint-{step}.pt")
-        # those of an AR run that this NAR run started from are not ours to remove
-        for old in find_checkpoints(params.exp_dir, params.first_batch + 1)[params.keep_last_k :]:
-            old.unlink(missing_ok=True)
+        remove_checkpoints(params.exp_dir, params.keep_last_k, params.first_batch + 1, step)
     if step % params.valid_interval == 0:
         validate(run)
 
@@ -366,13 +364,13 @@ def start_epoch(run: Run, epoch: int) -> None:
 def finish_epoch(run: Run, whole: MetricsTracker) -> None:
     """Validate, save, and let the model be heard."""
     params = run.params
-    whole = whole.reduce(run.device)
-    if "loss" not in whole.means():
+    if params.batch_idx_epoch == 0:
         raise ValueError(
             f"epoch {params.cur_epoch} had no batch: the training cuts do not fill one; lower "
             "--max-duration, or set --drop-last false"
         )
-    params.train_loss = whole["loss"]
+    # a run taken up at an epoch's very end has seen nothing of it, and no loss
+    params.train_loss = whole.reduce(run.device).means().get("loss", params.train_loss)
     if params.batch_idx_train % params.valid_interval:
         validate(run)
     params.batch_idx_epoch = 0
@@ -411,6 +409,11 @@ def scan_pessimistic_batches(run: Run) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse numbers that cannot be, before anything is read."""
+    if not 0 <= args.prompt_ratio < 1 or (args.prompt_ratio == 0 and not args.prepend_bos):
+        raise ValueError(
+            f"--prompt-ratio {args.prompt_ratio} must be above 0 and below 1; 0, empty prompts, "
+            "needs --prepend-bos true"
+        )
     names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
     for name in (*names, "accumulate_grad_steps", "start_epoch"):
         if getattr(args, name) < 1:

@@ -23,6 +23,7 @@ from valle.modules.scheduler import Scheduler, make_scheduler
 from valle.utils.averaging import make_averaged_model
 from valle.utils.checkpoint import (
     copy_checkpoint,
+    find_checkpoints,
     load_checkpoint,
     load_weights,
     read_checkpoint,
@@ -321,7 +322,10 @@ def find_start(params: AttributeDict) -> Start | None:
     is_other_stage = path == params.ar_checkpoint or checkpoint.get("train_stage") != stage
     if is_other_stage:
         refuse_overwriting(params)
-        params.batch_idx_train = params.first_batch = checkpoint.get("batch_idx_train", 0)
+        # counted on beyond any checkpoint-N.pt that is there, so that none is written over
+        numbers = [int(p.stem.split("-")[1]) for p in find_checkpoints(params.exp_dir)[:1]]
+        first_batch = max([checkpoint.get("batch_idx_train", 0), *numbers])
+        params.batch_idx_train = params.first_batch = first_batch
     else:
         params.first_epoch = checkpoint["first_epoch"]  # a schedule counts from there
     return Start(path, checkpoint, is_other_stage)

@@ -39,6 +39,8 @@ def score_model(args: argparse.Namespace) -> dict[str, list[Score]]:
     model = AudioLM.from_checkpoint(args.checkpoint)
     data = TokenDataModule(args, model.config.num_quantizers, model.config.num_audio_tokens)
     cuts = data.valid_cuts() if args.split == "validation" else data.test_cuts()
+    limits = checkpoint["filter_min_duration"], checkpoint["filter_max_duration"]
+    cuts = data.filter_by_duration(cuts, *limits)
     codec = codec_of(cuts)
     if codec is not None and checkpoint.get("codec"):
         trained_on = CodecInfo.from_dict(checkpoint["codec"])
@@ -50,8 +52,8 @@ def score_model(args: argparse.Namespace) -> dict[str, list[Score]]:
         with torch.no_grad():
             total = total + MetricsTracker(model(**prompt._asdict()).metrics)
         held_out += [c[:n].numpy() for c, n in zip(codes, lens.tolist(), strict=True)]
-        starts += prompt.x_lens.tolist()
-    train = [cut_codes(cut) for cut in data.train_cuts()]
+        starts += prompt.x_lens.clamp(min=1).tolist()  # a bigram needs a code before the first
+    train = [cut_codes(cut) for cut in data.filter_by_duration(data.train_cuts(), *limits)]
     quantizers = range(model.config.num_quantizers)
     rows = {
         "AudioLM": [Score(total[f"loss_q{q + 1}"], total[f"accuracy_q{q + 1}"]) for q in quantizers]
