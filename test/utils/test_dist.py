@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from valle.utils.dist import (
+    choose_device,
     cleanup_dist,
     get_rank,
     get_world_size,
@@ -96,3 +98,12 @@ def test_world_size_is_checked(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="torchrun started 2 processes"):
         launch(print, 4)
+
+
+def test_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match="cuda asked for, but torch sees no GPU"):
+        choose_device("cuda")
+    with pytest.raises(ValueError, match="--device nonsense is no device"):
+        choose_device("nonsense")

@@ -99,6 +99,22 @@ def is_main() -> bool:
     return get_rank() == 0
 
 
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device; auto prefers a GPU.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name} asked for, but torch sees no GPU: use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is no device: give cpu, cuda, cuda:1 or auto") from error
+
+
 def _take_device(rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -25,6 +25,7 @@ from valle.data import Codec, CodecInfo, collate_codes, load_audio
 from valle.models import AudioLM
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.cli import str2bool
+from valle.utils.dist import choose_device
 from valle.utils.files import written_whole
 
 
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 def continue_files(args: argparse.Namespace) -> None:
     if not args.audio_prompts and args.num_unconditional < 1:
         raise ValueError("nothing to do: give --audio-prompts FILE..., or --num-unconditional N")
-    device = pick_device(args.device)
+    device = choose_device(args.device)
     model = AudioLM.from_checkpoint(args.checkpoint, device)
     codec = load_codec(args.codec, args.checkpoint, device, model.config.num_quantizers)
     names, x, x_lens = read_prompts(args, codec, model.config.num_quantizers)
@@ -85,15 +86,6 @@ def continue_files(args: argparse.Namespace) -> None:
         )
     report(time.perf_counter() - started, int((lens.cpu() - x_lens).sum()), codec.frame_rate)
     write_sounds(args.output_dir, names, codes, lens.cpu(), x_lens, codec)
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is no device: give cpu, cuda, cuda:1 or auto") from error
 
 
 def load_codec(

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from lhotse.utils import fastcopy
 from torch import Tensor
 from tqdm import tqdm
@@ -43,6 +42,7 @@ from valle.data.storage import (
 )
 from valle.data.windows import plan_windows
 from valle.data.worklog import WorkLog
+from valle.utils.dist import choose_device
 from valle.utils.files import remove_leftovers, written_whole
 
 TOKEN_FOLDER = "tokens"
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     sources = find_recordings(args.src_dir) if args.src_dir else read_manifest(args.manifest)
     listed = assign_splits(sources, args)  # before hours of work: a wrong column shows at once
     wanted = [source for source in sources if source.id in listed]
-    codec = Codec.from_pretrained(args.codec, pick_device(args.device), args.num_quantizers)
+    codec = Codec.from_pretrained(args.codec, choose_device(args.device), args.num_quantizers)
     window_frames(args, codec.info)  # refused now rather than when the manifests are written
     folder = args.output_dir / TOKEN_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,13 +134,6 @@ def run(args: argparse.Namespace) -> int:
         counts = write_manifests(kept, log, codec.info, args) if kept else Counter()
         report(sources, wanted, log, counts)
     return 0 if kept else 1
-
-
-def pick_device(name: str) -> str:
-    """The device a flag means."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def assign_splits(sources: list[Source], args: argparse.Namespace) -> dict[str, str]:

@@ -174,12 +174,3 @@ def load_codec(folder: Path, device: torch.device) -> Any:
             raise ValueError(f"no {name} in {folder}: give the folder that train_codec.py wrote")
     model: Any = EncodecModel.from_pretrained(folder, dtype=torch.float32)
     return model.to(device).eval()
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device; auto prefers a GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name} asked for, but torch sees no GPU: use --device cpu")
-    return torch.device(name)

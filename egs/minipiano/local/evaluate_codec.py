@@ -12,8 +12,10 @@ from pathlib import Path
 
 from codec_card import score_table, usage_table, write_examples
 from codec_data import cut_clips, list_pieces, load_pieces
-from codec_files import choose_device, load_codec
+from codec_files import load_codec
 from codec_metrics import score_codec
+
+from valle.utils.dist import choose_device
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from codec_card import write_card, write_examples
 from codec_data import cut_clips, list_pieces, load_pieces
-from codec_files import SIZE_LIMIT_BYTES, build_config, choose_device, load_codec, save_codec
+from codec_files import SIZE_LIMIT_BYTES, build_config, load_codec, save_codec
 from codec_metrics import score_codec
 from codec_phases import CodecTrainer, TrainingOptions
 from torch import Tensor
 from transformers import EncodecModel
+
+from valle.utils.dist import choose_device
 
 
 def get_parser() -> argparse.ArgumentParser:
