@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tiny_codec
 import torch
 import trainer_audiolm
 from conftest import make_model
@@ -30,19 +31,8 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def full_size_codec(tmp_path) -> Codec:
     """Quantizers, codes and rates of facebook/encodec_32khz, in a small untrained network."""
-    config = EncodecConfig(
-        sampling_rate=32000,
-        upsampling_ratios=[8, 5, 4, 4],
-        target_bandwidths=[2.2],
-        codebook_size=2048,
-        hidden_size=8,
-        codebook_dim=8,
-        num_filters=2,
-        num_residual_layers=0,
-        num_lstm_layers=1,
-        use_causal_conv=False,
-        use_conv_shortcut=False,
-    )
+    sizes = {"sampling_rate": 32000, "upsampling_ratios": [8, 5, 4, 4], "codebook_size": 2048}
+    config = EncodecConfig(**(tiny_codec.CONFIG | sizes | {"target_bandwidths": [2.2]}))
     EncodecModel(config).save_pretrained(tmp_path / "codec")
     return Codec.from_pretrained(tmp_path / "codec")
 

@@ -39,16 +39,13 @@ python=${PYTHON:-python3}
 
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$_here/shared/parse_options.sh"
+. "$_here/shared/log.sh"
 
 src_dir=${src_dir:-$dl_dir/recordings}
 if [ "$split_csv" = auto ]; then
   split_csv=none
   if [ -f "$dl_dir/ATEPP-1.2-clean.csv" ]; then split_csv=$dl_dir/ATEPP-1.2-clean.csv; fi
 fi
-
-log() {
-  echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
-}
 
 # A stage is done when its marker holds the settings of this run, and no input is newer.
 is_done() {

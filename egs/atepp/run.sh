@@ -20,11 +20,8 @@ num_prompts=3
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$_here/../.."
 . egs/atepp/shared/parse_options.sh
+. egs/atepp/shared/log.sh
 . ./env.sh
-
-log() {
-  echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
-}
 
 train() {
   python egs/atepp/bin/trainer_audiolm.py \

@@ -20,11 +20,8 @@ dtype=auto              # bfloat16 where the processor computes in it, else floa
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$_here/../.."
 . egs/atepp/shared/parse_options.sh
+. egs/atepp/shared/log.sh
 . ./env.sh
-
-log() {
-  echo "$(date '+%Y-%m-%d %H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
-}
 
 codec=egs/minipiano/codec
 if [ "$dtype" = auto ]; then

@@ -192,16 +192,21 @@ def find_checkpoints(folder: str | Path, iteration: int = 0) -> list[Path]:
         folder: Where to look; ``epoch-N.pt`` and others are not listed.
         iteration: Only N >= iteration; if it is negative, only N <= -iteration.
     """
-    numbered = []
-    for path in Path(folder).glob("checkpoint-*.pt"):
-        match = re.fullmatch(r"checkpoint-(\d+)\.pt", path.name)
-        if match:
-            numbered.append((int(match[1]), path))
+    numbered = [
+        (checkpoint_number(path), path)
+        for path in Path(folder).glob("checkpoint-*.pt")
+        if re.fullmatch(r"checkpoint-\d+\.pt", path.name)
+    ]
     return [
         path
         for number, path in sorted(numbered, reverse=True)
         if (number >= iteration if iteration >= 0 else number <= -iteration)
     ]
+
+
+def checkpoint_number(path: Path) -> int:
+    """N of a file ``checkpoint-N.pt``."""
+    return int(path.stem.removeprefix("checkpoint-"))
 
 
 def remove_checkpoints(
@@ -225,7 +230,7 @@ def remove_checkpoints(
         raise ValueError(f"keep_last_k must be at least 1, got {keep_last_k}")
     own = find_checkpoints(folder, first)
     if last is not None:
-        own = [path for path in own if path in find_checkpoints(folder, -last)]
+        own = [path for path in own if checkpoint_number(path) <= last]
     old = own[keep_last_k:]
     for path in old:
         path.unlink(missing_ok=True)

@@ -46,7 +46,6 @@ from valle.utils.metrics import MetricsTracker
 Batch = dict[str, Any]
 
 MAX_NORM = 1.0  # of AdamW's gradients; ScaledAdam finds its own
-SAMPLE_TOP_K = 50
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -22,6 +22,7 @@ from valle.modules.optim import make_optimizer
 from valle.modules.scheduler import Scheduler, make_scheduler
 from valle.utils.averaging import make_averaged_model
 from valle.utils.checkpoint import (
+    checkpoint_number,
     copy_checkpoint,
     find_checkpoints,
     load_checkpoint,
@@ -323,7 +324,7 @@ def find_start(params: AttributeDict) -> Start | None:
     if is_other_stage:
         refuse_overwriting(params)
         # counted on beyond any checkpoint-N.pt that is there, so that none is written over
-        numbers = [int(p.stem.split("-")[1]) for p in find_checkpoints(params.exp_dir)[:1]]
+        numbers = [checkpoint_number(path) for path in find_checkpoints(params.exp_dir)]
         first_batch = max([checkpoint.get("batch_idx_train", 0), *numbers])
         params.batch_idx_train = params.first_batch = first_batch
     else:
