@@ -20,11 +20,6 @@ def test_chunks_cover_once_with_all_the_context_there_is(num_frames, chunk, left
     assert kept == frames
 
 
-def test_kept_counts_in_units_of_the_result():
-    (_, second) = plan_chunks(20, chunk=10, left=3, right=3)
-    assert second.kept(5) == slice(15, 65)
-
-
 @given(sizes, st.integers(1, 50), st.data())
 def test_windows_cover_once_and_none_is_short(num_frames, window, data):
     minimum = data.draw(st.integers(0, window // 2))

@@ -1,17 +1,23 @@
 """Sound files -> codec tokens -> batches. The codec is loaded only where one is used."""
 
 from valle.data.codec import Codec, CodecInfo, load_audio
+from valle.data.codec_stream import StreamDecoder
 from valle.data.collation import check_codes, collate_codes
 from valle.data.datamodule import TokenDataModule
 from valle.data.dataset import TokenDataset
 from valle.data.manifest import codec_of, cut_codes, load_cuts
 from valle.data.prompt import PromptSplit, split_prompt
 from valle.data.sampler import consumed_state
+from valle.data.sound_writer import GrowingWav, RawPCM, ReaderGone
 
 __all__ = [
     "Codec",
     "CodecInfo",
+    "GrowingWav",
     "PromptSplit",
+    "RawPCM",
+    "ReaderGone",
+    "StreamDecoder",
     "TokenDataModule",
     "TokenDataset",
     "check_codes",

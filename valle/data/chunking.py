@@ -11,10 +11,9 @@ class Chunk(NamedTuple):
     context_start: int
     context_stop: int
 
-    def kept(self, units: int = 1) -> slice:
-        """Where the kept frames lie within the piece, for results of `units` entries a frame."""
-        start, stop = self.start - self.context_start, self.stop - self.context_start
-        return slice(start * units, stop * units)
+    def kept(self) -> slice:
+        """Where the kept frames lie within the piece."""
+        return slice(self.start - self.context_start, self.stop - self.context_start)
 
 
 def plan_chunks(num_frames: int, chunk: int, left: int, right: int) -> list[Chunk]:

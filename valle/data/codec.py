@@ -20,6 +20,7 @@ from valle.data.audio import read_mono, resample, to_mono
 from valle.data.chunking import Chunk, plan_chunks
 from valle.data.codec_info import CodecInfo
 from valle.data.codec_loading import check_kind, fingerprint, load_encodec
+from valle.data.codec_stream import DecoderParts, StreamDecoder
 
 DEFAULT_CODEC = "facebook/encodec_32khz"
 
@@ -41,9 +42,10 @@ class Codec:
     Results are on the CPU. Each row of a batch equals the row alone: rows of unequal length are
     never padded through the network, whose last frames depend on what follows them.
 
-    Memory is bounded: what is longer than 30 s passes in pieces with 2 s of context before and 16
-    frames after. The convolutions see everything they would see in the whole; the LSTM starts
-    2 s before the piece instead of at the recording's start, which is the one approximation.
+    Memory is bounded: what is longer than 30 s passes in pieces. Decoding carries the LSTM's state
+    from piece to piece and so gives what one pass would. Encoding takes pieces with 2 s of context
+    before and 16 frames after: the convolutions see everything they would see in the whole; the
+    LSTM starts 2 s before the piece instead of at the recording's start, the one approximation.
 
     Args:
       model: A mono `transformers.EncodecModel`.
@@ -157,7 +159,7 @@ class Codec:
         waveforms = [
             self._prepare(item, sampling_rate, index) for index, item in enumerate(recordings)
         ]
-        rows = self._chunked(self._encode_batch, waveforms, self.hop_length, 1)
+        rows = self._encode_in_pieces(waveforms)
         lens = torch.tensor([row.shape[0] for row in rows])
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lens
 
@@ -172,6 +174,25 @@ class Codec:
         samples = resample(samples, rate, self.sampling_rate)
         # zeros up to the next whole frame give the codes that the network's own padding gives
         return torch.nn.functional.pad(samples, (0, -samples.shape[0] % self.hop_length))
+
+    def _encode_in_pieces(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """(N,) waveforms of any lengths -> (T, Q) codes each, long ones in pieces with context."""
+        hop = self.hop_length
+        plans = [self._plan(waveform.shape[0] // hop) for waveform in waveforms]
+        pieces = [
+            waveform[c.context_start * hop : c.context_stop * hop]
+            for waveform, plan in zip(waveforms, plans, strict=True)
+            for c in plan
+        ]
+        results = iter(self._run(self._encode_batch, pieces))
+        return [torch.cat([next(results)[c.kept()] for c in plan]) for plan in plans]
+
+    def _plan(self, num_frames: int) -> list[Chunk]:
+        left, chunk = self._frames(_LEFT_CONTEXT_SEC), self._frames(_CHUNK_SEC)
+        return plan_chunks(num_frames, chunk, left, _RIGHT_CONTEXT_FRAMES)
+
+    def _frames(self, seconds: float) -> int:
+        return round(seconds * self.frame_rate)
 
     def _encode_batch(self, waveforms: Tensor) -> Tensor:
         """(B, N) of equal length -> (B, T, Q)."""
@@ -197,8 +218,29 @@ class Codec:
         lens = self._check_codes(codes, lens)
         codes = codes.detach().cpu().long()
         trimmed = [row[:n] for row, n in zip(codes, lens.tolist(), strict=True)]
-        rows = self._chunked(self._decode_batch, trimmed, 1, self.hop_length)
+        longest = self._frames(_CHUNK_SEC)
+        short = iter(self._run(self._decode_batch, [r for r in trimmed if 0 < len(r) <= longest]))
+        rows = [next(short) if 0 < len(r) <= longest else self._decode_long(r) for r in trimmed]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lens * self.hop_length
+
+    def stream_decoder(self, num_rows: int = 1) -> StreamDecoder:
+        """Start turning codes into sound while they are still being made.
+
+        Args:
+          num_rows: B, sequences decoded side by side.
+
+        Returns:
+          A decoder to `feed` with chunks and to `finish`. What it gives, joined, is the sound of
+          one pass over all codes, whatever their length: it needs no pieces with context.
+
+        Raises:
+          ValueError: `num_rows` below 1, or a codec whose decoder looks 16 frames ahead or more.
+        """
+        return StreamDecoder(self._decoder_parts, num_rows, self._check_codes, self._precisely)
+
+    @cached_property
+    def _decoder_parts(self) -> DecoderParts:
+        return DecoderParts(self._model, self.hop_length)
 
     def _check_codes(self, codes: Tensor, lens: Tensor | None) -> Tensor:
         if codes.ndim != 3 or codes.is_floating_point() or codes.shape[0] == 0:
@@ -222,47 +264,34 @@ class Codec:
             )
         return lens
 
+    def _decode_long(self, codes: Tensor) -> Tensor:
+        """(T, Q) -> (N,), at constant memory; T may be 0."""
+        decoder = self.stream_decoder()
+        return torch.cat([decoder.feed(codes[None]), decoder.finish()], dim=1)[0]
+
     def _decode_batch(self, codes: Tensor) -> Tensor:
         """(B, T, Q) of equal length -> (B, N)."""
         layered = codes.transpose(1, 2)[None]  # (1, B, Q, T)
         return self._model.decode(layered, [None]).audio_values[:, 0]
 
-    def _chunked(
-        self, network: Any, rows: Sequence[Tensor], units_in: int, units_out: int
-    ) -> list[Tensor]:
-        """Pass rows of any lengths through a network, long ones in pieces with context.
-
-        Args:
-          network: Batch in, batch out, time second.
-          rows: Time first; `units_in` entries a frame.
-          units_out: Entries of a result a frame.
-        """
-        plans = [self._plan(row.shape[0] // units_in) for row in rows]
-        pieces = [
-            row[c.context_start * units_in : c.context_stop * units_in]
-            for row, plan in zip(rows, plans, strict=True)
-            for c in plan
-        ]
-        results = iter(self._run(network, pieces))
-        kept = [[next(results)[c.kept(units_out)] for c in plan] for plan in plans]
-        return [torch.cat(parts) if parts else torch.zeros(0) for parts in kept]
-
-    def _plan(self, num_frames: int) -> list[Chunk]:
-        left, chunk = (round(sec * self.frame_rate) for sec in (_LEFT_CONTEXT_SEC, _CHUNK_SEC))
-        return plan_chunks(num_frames, chunk, left, _RIGHT_CONTEXT_FRAMES)
-
     def _run(self, network: Any, pieces: list[Tensor]) -> list[Tensor]:
-        """Pass pieces of any lengths, equal ones together, in full precision; results on the CPU.
-
-        The caller may train in bfloat16: autocast is switched off here, since rounding changes
-        codes. `no_grad` and not `inference_mode`, as the codes may enter an embedding in training.
-        """
+        """Pass pieces of any lengths, equal ones together; results on the CPU."""
         results: dict[int, Tensor] = {}
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _exact_cuda():
+        with self._precisely():
             for indices in self._batches(pieces):
                 batch = torch.stack([pieces[i] for i in indices]).to(self.device)
                 results.update(zip(indices, network(batch).cpu(), strict=True))
         return [results[i] for i in range(len(pieces))]
+
+    @contextlib.contextmanager
+    def _precisely(self) -> Iterator[None]:
+        """Without gradients and in full precision.
+
+        The caller may train in bfloat16: autocast is switched off here, since rounding changes
+        codes. `no_grad` and not `inference_mode`, as the codes may enter an embedding in training.
+        """
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _exact_cuda():
+            yield
 
     def _batches(self, pieces: Sequence[Tensor]) -> Iterator[list[int]]:
         rows = 1 if self.device.type == "cpu" else _GPU_ROWS
