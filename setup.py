@@ -25,7 +25,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["valle", "valle.*"]),
-    package_data={"valle": ["py.typed"]},
+    package_data={"valle": ["py.typed", "modules/*.cpp", "modules/*.h"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={
