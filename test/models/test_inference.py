@@ -2,36 +2,103 @@ import pytest
 import torch
 from conftest import Batch, make_model
 
+from valle.models import Engine
+from valle.models.ar import ARState
+from valle.modules.fused_step import FusedStep, why_not_fused
+
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
+SAMPLED = {"top_k": 9, "nar_temperature": 0.7, "repetition_window": 4, "ignore_eos": True}
 VARIANTS = [{}, {"prepend_bos": True}, {"norm_first": False}, {"add_prenet": True}]
 
 
+@pytest.fixture(params=["fused", "eager"])
+def fused(request) -> bool:
+    """Both ways through a frame, where this machine has both."""
+    reason = why_not_fused(make_model().ar.decoder)
+    if request.param == "fused" and reason is not None:
+        pytest.skip(reason)
+    return request.param == "fused"
+
+
+@pytest.mark.parametrize("longest", [None, 5])
+@pytest.mark.parametrize("num_known", [0, 3])
 @pytest.mark.parametrize("options", VARIANTS)
-def test_cached_logits_equal_uncached(options):
-    model = make_model(**options)
-    lens = torch.tensor([5, 2, 4])
-    condition = torch.randn(3, 5, 32)
-    codes = torch.randint(0, 20, (3, 12))
+def test_cached_logits_equal_uncached(options, num_known, longest, fused):
+    """However many codes come with the prefill, and for a device that reads the whole cache."""
+    ar = make_model(**options).ar
+    lens, code_lens = torch.tensor([5, 2, 4]), torch.full((3,), num_known)
+    condition, codes = torch.randn(3, 5, 32), torch.randint(0, 20, (3, 12))
+    cache = ar.decoder.new_cache(batch_size=3, max_len=5 + 12 + ar.num_bos)
     with torch.no_grad():
-        expected = model.ar(condition, lens, codes, torch.full((3,), 12))
-        logits, state = model.ar.prefill(condition, lens, max_new_frames=12)
-        torch.testing.assert_close(logits, expected[:, 0], atol=1e-4, rtol=0)
-        for t in range(12):
-            logits = model.ar.decode_one_frame(codes[:, t], state)
+        expected = ar(condition, lens, codes, torch.full((3,), 12))
+        logits, read = ar.prefill(condition, lens, codes[:, :num_known], code_lens, cache)
+        torch.testing.assert_close(logits, expected[:, num_known], atol=1e-4, rtol=0)
+        longest = longest and longest + num_known + ar.num_bos
+        step = FusedStep(ar.decoder, ar.head) if fused else None
+        state = ARState(cache, read, longest, step)
+        for t in range(num_known, 12):
+            logits = ar.decode_one_frame(codes[:, t], state)
             torch.testing.assert_close(logits, expected[:, t + 1], atol=1e-4, rtol=0)
 
 
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("how", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("options", VARIANTS)
-def test_ragged_batch_equals_one_by_one(batch: Batch, options):
-    model = make_model(**options)
-    together, lens = model.inference(
-        batch.x, batch.x_lens, max_new_tokens=20, return_lens=True, **GREEDY
+def test_ragged_batch_equals_one_by_one(batch: Batch, options, how, fused):
+    engine = Engine(make_model(**options), fused=fused)
+    together, lens = engine.inference(
+        batch.x, batch.x_lens, max_new_tokens=20, return_lens=True, generator=seeded(1, 2, 3), **how
     )
     assert lens.tolist() == [27, 23, 25]
     for b, n in enumerate(batch.x_lens):
-        alone = model.inference(batch.x[b : b + 1, :n], max_new_tokens=20, **GREEDY)
+        alone = engine.inference(
+            batch.x[b : b + 1, :n], max_new_tokens=20, generator=seeded(b + 1), **how
+        )
         assert torch.equal(together[b, : lens[b]], alone[0])
         assert (together[b, lens[b] :] == -1).all()
+
+
+def test_rows_that_end_do_not_touch_the_others(batch, fused):
+    model = make_model()
+    with torch.no_grad():
+        model.ar.head.bias[model.eos_id] = 1.5  # EOS is likely enough to come at random
+    engine, x = Engine(model, fused=fused), batch.x.repeat(4, 1, 1)
+    options = {"max_new_tokens": 60, "return_lens": True}
+    together, lens = engine.inference(x, generator=seeded(*range(12)), **options)
+    assert len(lens.unique()) > 3
+    for b in range(12):
+        alone, alone_lens = engine.inference(x[b : b + 1], generator=seeded(b), **options)
+        assert alone_lens[0] == lens[b]
+        assert torch.equal(alone[0], together[b, : lens[b]])
+
+
+def test_samples_share_a_prefill_and_equal_rows_of_their_own(batch, monkeypatch):
+    model = make_model()
+    prefill, seen = model.ar.prefill, []
+    monkeypatch.setattr(
+        model.ar, "prefill", lambda *args: seen.append(len(args[0])) or prefill(*args)
+    )
+    options = SAMPLED | {"max_new_tokens": 9, "return_lens": True}
+    samples, lens = model.inference(
+        batch.x, batch.x_lens, num_samples=3, generator=seeded(*range(9)), **options
+    )
+    assert sum(seen) == 3
+    x, x_lens = (t.repeat_interleave(3, dim=0) for t in (batch.x, batch.x_lens))
+    rows, row_lens = model.inference(x, x_lens, generator=seeded(*range(9)), **options)
+    assert torch.equal(samples, rows)
+    assert torch.equal(lens, row_lens)
+    assert not torch.equal(samples[0], samples[1])
+
+
+def test_one_seed_gives_the_same_rows_in_any_batch(model, batch):
+    def rows(x):
+        generator = torch.Generator().manual_seed(7)
+        return model.inference(x, max_new_tokens=9, generator=generator, **SAMPLED)
+
+    assert torch.equal(rows(batch.x)[:2], rows(batch.x[:2]))
 
 
 def test_prompt_comes_back_untouched_and_all_frames_are_codes(model, batch):
@@ -55,23 +122,23 @@ def test_greedy_codes_are_the_models_own_predictions(model, batch):
 
 def end_at(model, num_frames: int) -> None:
     """Make the model emit EOS, and nothing else, once a row holds `num_frames` new frames."""
-    decode = model.ar.decode_one_frame
-    prefill = model.ar.prefill
+    prefill, decode = model.ar.prefill, model.ar.decode_one_frame
+    new = 0
 
-    def force(logits, new):
+    def force(logits):
         logits[:, model.eos_id] = 1e9 if new >= num_frames else -1e9
         return logits
 
-    start = {}
-
-    def prefilled(condition, lens, max_new):
-        logits, state = prefill(condition, lens, max_new)
-        start["len"] = state.longest
-        return force(logits, 0), state
+    def prefilled(*args):
+        nonlocal new
+        logits, lens = prefill(*args)
+        new = 0
+        return force(logits), lens
 
     def decoded(codes, state):
-        logits = decode(codes, state)
-        return force(logits, state.longest - start["len"])
+        nonlocal new
+        new += 1
+        return force(decode(codes, state))
 
     model.ar.prefill, model.ar.decode_one_frame = prefilled, decoded
 
@@ -88,19 +155,6 @@ def test_min_new_tokens_and_ignore_eos_hold_eos_back(model, batch):
     end_at(model, 5)
     assert model.inference(batch.x, max_new_tokens=40, min_new_tokens=9).shape[1] == 7 + 9
     assert model.inference(batch.x, max_new_tokens=40, ignore_eos=True).shape[1] == 7 + 40
-
-
-def test_rows_end_independently(batch):
-    model = make_model()
-    with torch.no_grad():
-        model.ar.head.bias[model.eos_id] = 1.5  # EOS is likely enough to come at random
-    _, lens = model.inference(
-        batch.x.repeat(8, 1, 1),
-        max_new_tokens=60,
-        return_lens=True,
-        generator=torch.Generator().manual_seed(0),
-    )
-    assert len(lens.unique()) > 3
 
 
 def test_max_new_tokens_bounds_every_row(model, batch):
@@ -188,6 +242,9 @@ def test_empty_prompt_needs_bos(batch):
         ({"min_new_tokens": 9, "max_new_tokens": 5}, "got 9 and 5"),
         ({"temperature": -1.0}, "temperature"),
         ({"nar_temperature": -1.0}, "temperature"),
+        ({"num_samples": 0}, "num_samples must be 1 or more"),
+        ({"x": torch.zeros(0, 5, 3).long()}, "no prompt"),
+        ({"generator": seeded(1, 2)}, "1 rows need as many generators, got 2"),
     ],
 )
 def test_inference_refuses_what_cannot_be(model, change, message):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from valle.modules.masks import length_mask
-from valle.modules.transformer import AttentionSpan, Decoder, KVCache
+from valle.modules.transformer import AttentionSpan, Decoder
 
 
 def make_decoder(**options) -> Decoder:
@@ -48,20 +48,28 @@ def test_masked_keys_change_nothing():
 def test_cache_equals_no_cache_at_every_length(norm_first):
     decoder, x = make_decoder(norm_first=norm_first), torch.randn(2, 9, 16)
     expected = decoder(x, AttentionSpan(is_causal=True))
-    cache = KVCache(num_layers=2, max_len=9)
-    positions = torch.arange(9).expand(2, -1)
-    prefilled = decoder(
-        x[:, :4], AttentionSpan(is_causal=True, positions=positions[:, :4]), cache=cache
-    )
+    cache = decoder.new_cache(batch_size=2, max_len=9)
+    prefilled = decoder(x[:, :4], AttentionSpan(is_causal=True), cache=cache)
     steps = [
         decoder(
             x[:, t : t + 1],
-            AttentionSpan(positions=positions[:, t : t + 1], num_cached=t + 1),
+            AttentionSpan(positions=torch.tensor([t, t]), num_cached=t + 1),
             cache=cache,
         )
         for t in range(4, 9)
     ]
     torch.testing.assert_close(torch.cat([prefilled, *steps], dim=1), expected)
+
+
+def test_cache_rows_are_the_same_memory_and_taken_rows_are_their_own():
+    cache = make_decoder().new_cache(batch_size=3, max_len=4)
+    assert cache.data.shape == (2, 2, 3, 2, 4, 8)
+    cache.rows(slice(1, 2)).data.fill_(1)
+    assert cache.data.sum(dim=(0, 1, 3, 4, 5)).tolist() == [0, 2 * 2 * 2 * 4 * 8, 0]
+    taken = cache.take(torch.tensor([1, 1, 0]))
+    assert taken.data[:, :, :2].min() == 1
+    taken.data.zero_()
+    assert cache.data[:, :, 1].min() == 1
 
 
 def test_adaptive_norms_listen_to_their_condition():

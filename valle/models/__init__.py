@@ -4,9 +4,19 @@ import argparse
 from typing import Any
 
 from valle.models.audio_lm import AudioLM, AudioLMConfig, TrainStage
+from valle.models.engine import Engine
+from valle.models.options import GenerationOptions
 from valle.utils.cli import str2bool
 
-__all__ = ["AudioLM", "AudioLMConfig", "TrainStage", "add_model_arguments", "get_model"]
+__all__ = [
+    "AudioLM",
+    "AudioLMConfig",
+    "Engine",
+    "GenerationOptions",
+    "TrainStage",
+    "add_model_arguments",
+    "get_model",
+]
 
 MODELS = {"audio-lm": AudioLM}
 

@@ -11,18 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
+from valle.modules.fused_step import FusedStep
 from valle.modules.masks import close_gap, take_frames
 from valle.modules.transformer import AttentionSpan, Decoder, KVCache
 
 
 @dataclass
 class ARState:
-    """Where a generation stands: the cache, and how many frames each row (B,) has read."""
+    """What the frames read so far leave for the next one. Its tensors are written in place.
+
+    Attributes:
+      cache: keys and values of the frames read, for B rows.
+      lens: (B,) how many frames each row has read.
+      longest: the longest of them where the host keeps count and all that is cached is real. None:
+        every step reads the whole cache behind a mask, so that each is the same to the device.
+      fused: reads a frame in one call, in the place of the layers.
+    """
 
     cache: KVCache
     lens: Tensor
-    longest: int
-    is_ragged: bool
+    longest: int | None = None
+    fused: FusedStep | None = None
 
 
 class ARDecoder(nn.Module):
@@ -74,39 +83,51 @@ class ARDecoder(nn.Module):
           predicts what follows its last frame, which may be EOS.
         """
         x, _ = self._with_bos(condition, condition_lens)
-        x = close_gap(x, condition_lens + self._num_bos, self._embed(codes), code_lens)
+        x = close_gap(x, condition_lens + self.num_bos, self._embed(codes), code_lens)
         hidden = self.decoder(self._at_positions(x), AttentionSpan(is_causal=True))
-        first = condition_lens + self._num_bos - 1
+        first = condition_lens + self.num_bos - 1
         return self.head(take_frames(hidden, first, codes.shape[1] + 1))
 
     def prefill(
-        self, condition: Tensor, condition_lens: Tensor, max_new_frames: int
-    ) -> tuple[Tensor, ARState]:
-        """Read the condition; return (B, V + 1) logits of the first new frame, and the state."""
+        self,
+        condition: Tensor,
+        condition_lens: Tensor,
+        codes: Tensor,
+        code_lens: Tensor,
+        cache: KVCache,
+    ) -> tuple[Tensor, Tensor]:
+        """Read a condition, and codes that follow it, into a cache.
+
+        Args:
+          condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
+          codes: (B, T) codes of quantizer 1 that are known already, T may be 0; `code_lens` (B,).
+          cache: of these B rows; what it holds is overwritten from the first frame on.
+
+        Returns:
+          (B, V + 1) float logits of the next frame, and (B,) how many frames a row has now read.
+        """
         x, lens = self._with_bos(condition, condition_lens)
-        x, longest = x[:, : int(lens.max())], int(lens.max())
-        cache = KVCache(len(self.decoder.layers), longest + max_new_frames)
-        positions = torch.arange(longest, device=x.device).expand(x.shape[0], -1)
-        span = AttentionSpan(is_causal=True, positions=positions)
-        hidden = self.decoder(self._at_positions(x), span, cache=cache)
-        state = ARState(cache, lens, longest, is_ragged=int(lens.min()) != longest)
-        return self.head(take_frames(hidden, lens - 1, 1))[:, 0], state
+        x = close_gap(x, lens, self._embed(codes), code_lens)
+        lens = lens + code_lens
+        x = self._at_positions(x[:, : int(lens.max())])
+        hidden = self.decoder(x, AttentionSpan(is_causal=True), cache=cache)
+        return self.head(take_frames(hidden, lens - 1, 1))[:, 0].float(), lens
 
     def decode_one_frame(self, codes: Tensor, state: ARState) -> Tensor:
-        """Read one new code (B,) a row; return the (B, V + 1) logits of the next."""
-        positions, num_cached = state.lens[:, None], state.longest + 1
-        # shorter rows must not see what the prefill of longer rows left in their cache
-        seen = torch.arange(num_cached, device=codes.device) <= positions
-        span = AttentionSpan(
-            key_mask=seen if state.is_ragged else None, positions=positions, num_cached=num_cached
-        )
-        x = self._at_positions(self._embed(codes[:, None]), positions)
-        hidden = self.decoder(x, span, cache=state.cache)
-        state.lens, state.longest = state.lens + 1, num_cached
-        return self.head(hidden)[:, 0]
+        """Read one new code (B,) a row; return the (B, V + 1) float logits of the next."""
+        x = self._at_positions(self._embed(codes[:, None]), state.lens[:, None])
+        if state.fused is not None:
+            logits = state.fused(x[:, 0], state.lens, state.cache.data)
+        else:
+            logits = self.head(self.decoder(x, _next_span(state), cache=state.cache))[:, 0].float()
+        state.lens += 1
+        if state.longest is not None:
+            state.longest += 1
+        return logits
 
     @property
-    def _num_bos(self) -> int:
+    def num_bos(self) -> int:
+        """Frames that stand between condition and codes."""
         return 0 if self.bos is None else 1
 
     def _embed(self, codes: Tensor) -> Tensor:
@@ -121,4 +142,15 @@ class ARDecoder(nn.Module):
     def _at_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
-        return self.dropout(self.prenet(x) + self.positions(positions))
+        return self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
+
+
+def _next_span(state: ARState) -> AttentionSpan:
+    """What the next frame of each row sees: the frames its row has read, and itself."""
+    num_cached = state.cache.max_len if state.longest is None else state.longest + 1
+    # rows shorter than others must not see what lies behind their own end
+    seen = torch.arange(num_cached, device=state.lens.device) <= state.lens[:, None]
+    is_full = state.longest is not None and state.lens.shape[0] == 1
+    return AttentionSpan(
+        key_mask=None if is_full else seen, positions=state.lens, num_cached=num_cached
+    )

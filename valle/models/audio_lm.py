@@ -6,23 +6,23 @@ quantizer 1 frame by frame, `nar` predicts quantizers 2 to Q, a pass a quantizer
 B batch, S prompt frames, T target frames, Q quantizers, V codebook size, D model width.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.models.ar import ARDecoder
-from valle.models.generation import UNKNOWN, Length, generate_ar, generate_nar
+from valle.models.checks import check_codes
+from valle.models.engine import Engine
+from valle.models.generation import UNKNOWN
 from valle.models.nar import NARDecoder
 from valle.modules.losses import FrameScores, Summed, frame_scores
-from valle.modules.masks import close_gap, length_mask
-from valle.modules.sampling import Sampling
+from valle.modules.masks import length_mask
 from valle.utils.checkpoint import read_checkpoint
 
 
@@ -77,6 +77,11 @@ class AudioLMConfig:
         _check_heads("d_model" + scale, self.nar_d_model, "nhead" + scale, self.nar_nhead)
         if self.nar_num_layers < 1:
             raise ValueError(f"num_layers{scale} leaves the NAR half no layer")
+
+    @property
+    def shortest_prompt(self) -> int:
+        """Frames that a prompt must have: what predicts the first new frame needs a place."""
+        return 0 if self.prepend_bos else 1
 
     @property
     def nar_d_model(self) -> int:
@@ -249,8 +254,8 @@ class AudioLM(nn.Module):
         stage = TrainStage(train_stage)
         if reduction not in ("sum", "mean"):
             raise ValueError(f'reduction must be "sum" or "mean", got "{reduction}"')
-        x, x_lens = self._check_codes("x", x, x_lens, self._min_prompt)
-        y, y_lens = self._check_codes("y", y, y_lens, min_len=1)
+        x, x_lens = check_codes("x", x, x_lens, self.config, self.config.shortest_prompt)
+        y, y_lens = check_codes("y", y, y_lens, self.config, min_len=1)
         predictions = [torch.full_like(y[:, :, :1], UNKNOWN), torch.full_like(y[:, :, 1:], UNKNOWN)]
         scores = []
         if stage != TrainStage.NAR:
@@ -308,104 +313,72 @@ class AudioLM(nn.Module):
         loss = Summed(torch.stack(totals).mean(), frames.sum())
         return _HalfScore(loss, predictions[:, :, 1:], metrics)
 
-    def _check_codes(
-        self, name: str, codes: Tensor, lens: Tensor | None, min_len: int
-    ) -> tuple[Tensor, Tensor]:
-        """Refuse what cannot be; set padding to a legal code; fill in lengths left out."""
-        Q, V = self.config.num_quantizers, self.config.num_audio_tokens
-        if codes.dim() != 3 or codes.shape[2] != Q or codes.is_floating_point():
-            raise ValueError(
-                f"{name} must hold integer codes (batch, frames, {Q}), "
-                f"got {codes.dtype} {tuple(codes.shape)}"
-            )
-        B, T, _ = codes.shape
-        if lens is None:
-            lens = torch.full((B,), T, device=codes.device)
-        if lens.shape != (B,):
-            raise ValueError(f"{name}_lens must be ({B},), got {tuple(lens.shape)}")
-        codes, lens = codes.long(), lens.to(codes.device)
-        codes = codes.masked_fill(~length_mask(lens, T)[:, :, None], 0)
-        if codes.device.type == "cpu" and B:
-            shortest, longest = int(lens.min()), int(lens.max())
-            if shortest < min_len or longest > T:
-                raise ValueError(
-                    f"{name}_lens must be in [{min_len}, {T}], got {shortest} to {longest}"
-                    + _EMPTY_PROMPT_HINT * (name == "x" and shortest == 0)
-                )
-            if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < V:
-                raise ValueError(
-                    f"{name} must hold codes in [0, {V}), "
-                    f"got {int(codes.min())} to {int(codes.max())}"
-                )
-        return codes, lens
-
     # Generation
 
-    @torch.no_grad()
     def inference(
         self,
         x: Tensor,
         x_lens: Tensor | None = None,
-        max_new_tokens: int = 500,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        nar_temperature: float = 0.0,
-        min_new_tokens: int = 0,
-        ignore_eos: bool = False,
-        generator: torch.Generator | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: Callable[[int], None] | None = None,
         return_lens: bool = False,
+        **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Continue prompts.
 
-        A row ends at EOS, or after `max_new_tokens` frames. It depends on its own prompt alone,
-        whatever other rows are in the batch (sampled rows share the generator's draws, though).
+        A row ends at EOS, or after `max_new_tokens` frames. It depends on its own prompt and
+        random numbers alone, whatever other rows are in the batch.
 
         Args:
-          x: (B, S, Q) prompt codes; `x_lens` (B,), left out where all rows are full. A model with
-            `prepend_bos` also takes empty prompts, (B, 0, Q).
-          max_new_tokens: new frames at most.
-          temperature: of quantizer 1; 0 is greedy.
-          top_k: draw quantizer 1 among the k likeliest codes; 0 among all.
-          top_p: draw quantizer 1 among the likeliest codes that make up this probability.
-          nar_temperature: of quantizers 2 to Q; 0 is greedy.
-          min_new_tokens: new frames at least.
-          ignore_eos: always make `max_new_tokens` frames.
-          generator: where random draws come from, on the device of x.
+          x: (P, S, Q) prompt codes; `x_lens` (P,), left out where all rows are full. A model with
+            `prepend_bos` also takes empty prompts, (P, 0, Q).
+          generator: where random numbers come from: one, which gives each row a seed in turn, or
+            one a row, on the CPU. None is torch's default one.
           progress: called after every frame of quantizer 1 with the number of new frames.
           return_lens: also return the rows' lengths.
+          options: `max_new_tokens`, `temperature`, `top_k` and the other fields of
+            `GenerationOptions`, which says what they mean.
 
         Returns:
           (B, L, Q) int64: each row's prompt untouched, then its new frames. L is the longest row;
-          shorter ones are filled up with -1, which is no code. With `return_lens` also (B,).
+          shorter ones are filled up with -1, which is no code. B is P, or P x `num_samples` with
+          the samples of a prompt side by side. With `return_lens` also (B,).
 
         Raises:
           ValueError: arguments that cannot be; the message says which.
         """
-        length = Length(max_new_tokens, min_new_tokens, ignore_eos)
-        ar_sampling = Sampling(temperature, top_k, top_p)
-        nar_sampling = Sampling(nar_temperature)
-        self._check_codes("x", x.cpu(), None if x_lens is None else x_lens.cpu(), self._min_prompt)
-        x, x_lens = self._check_codes("x", x, x_lens, self._min_prompt)
-        with _evaluating(self):
-            prompt = self.ar.embedding(x)
-            first, lens = generate_ar(
-                self.ar, prompt, x_lens, length, ar_sampling, generator, progress
-            )
-            prompt = self.nar.embedding(x)
-            new = generate_nar(self.nar, prompt, x_lens, first, lens, nar_sampling, generator)
-        total_lens = x_lens + lens
-        joined = close_gap(x, x_lens, new, lens)[:, : int(total_lens.max())]
-        joined = joined.where(length_mask(total_lens, joined.shape[1])[:, :, None], UNKNOWN)
-        return (joined, total_lens) if return_lens else joined
+        return Engine(self).inference(
+            x,
+            x_lens,
+            generator=generator,
+            progress=progress,
+            return_lens=return_lens,
+            **options,
+        )
 
-    @property
-    def _min_prompt(self) -> int:
-        return 0 if self.config.prepend_bos else 1
+    def stream(
+        self,
+        x: Tensor,
+        x_lens: Tensor | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """Continue prompts, giving out new frames while more are made.
 
+        The chunks joined are what `inference` returns after the prompt if it is given the same
+        options; `stream` chooses a short `chunk` with `lookahead` and `nar_context` where these are
+        not given (`STREAM_OPTIONS`). The first chunk comes after `chunk + lookahead` frames.
 
-_EMPTY_PROMPT_HINT = "; an empty prompt needs a model trained with prepend_bos"
+        Args:
+          x, x_lens, generator, progress, options: those of `inference`.
+
+        Yields:
+          (B, C, Q) int64, the next frames of each row, -1 past a row's end.
+        """
+        return Engine(self).stream(x, x_lens, generator=generator, progress=progress, **options)
 
 
 class _HalfScore(NamedTuple):
@@ -420,14 +393,3 @@ def _quantizer_metrics(quantizer: int, scores: FrameScores, rows: Tensor) -> dic
     """Scores of one quantizer (counted from 1) over the rows (B,) bool that belong to it."""
     loss, accuracy, _ = scores.detached_sums(rows)
     return {f"loss_q{quantizer}": loss, f"accuracy_q{quantizer}": accuracy}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, the mode it had before outside."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -1,93 +1,242 @@
 """Generation by the two halves: vectors of a condition in, codes out.
 
-B batch, S condition frames, T new frames, Q quantizers, V codebook size, D model width.
+B rows, S condition frames, T new frames, N frames that are buffered, Q quantizers, V codebook size,
+D model width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from valle.models.ar import ARDecoder
+from valle.models.ar import ARDecoder, ARState
 from valle.models.nar import NARDecoder
+from valle.models.options import Length
+from valle.modules.cuda_graph import GraphedCall
+from valle.modules.fused_step import FusedStep
 from valle.modules.masks import length_mask
-from valle.modules.sampling import Sampling, sample
+from valle.modules.sampling import RowDraws, Sampling, sample, sample_unlike
+from valle.modules.transformer import KVCache
 
 UNKNOWN = -1
 """Stands where no code is, past the end of a row; in no codebook, so it cannot pass as a code."""
 
-# Asking the device whether all rows have ended makes the host wait for it.
+# Asking a device whether all rows have ended makes the host wait for it; a CPU knows at once.
 END_CHECK_INTERVAL = 16
 
+# Numbers that chance needs a frame, beside one for each quantizer: a second draw of the first.
+NUM_REDRAWS = 1
 
-@dataclass(frozen=True)
-class Length:
-    """When a row ends: at EOS or after `max_new_frames`, whichever is first.
 
-    Attributes:
-      max_new_frames: no row grows longer.
-      min_new_frames: EOS cannot be drawn before.
-      ignore_eos: EOS cannot be drawn at all.
+def row_groups(num_rows: int, device: torch.device) -> Iterator[slice]:
+    """Rows that pass through a half together: all on a GPU, one by one on a CPU.
+
+    A CPU is no slower with one row of many frames than with several, computes no padding for it,
+    and rounds it as if it were alone: a row is then the same to the last bit in any batch.
     """
-
-    max_new_frames: int
-    min_new_frames: int = 0
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_new_frames <= self.max_new_frames:
-            raise ValueError(
-                "expected 0 <= min_new_tokens <= max_new_tokens, got "
-                f"{self.min_new_frames} and {self.max_new_frames}"
-            )
-
-    def may_end(self, num_frames: int) -> bool:
-        return not self.ignore_eos and num_frames >= self.min_new_frames
+    step = 1 if device.type == "cpu" else max(num_rows, 1)
+    return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
-def generate_ar(
+def prefill(
     ar: ARDecoder,
     condition: Tensor,
     condition_lens: Tensor,
-    length: Length,
-    sampling: Sampling,
-    generator: torch.Generator | None = None,
-    progress: Callable[[int], None] | None = None,
+    codes: Tensor,
+    code_lens: Tensor,
+    cache: KVCache,
 ) -> tuple[Tensor, Tensor]:
-    """Quantizer 1 of the frames that follow each row's condition.
+    """Read conditions, and the codes after them, into a cache.
 
     Args:
       ar: the autoregressive half, in eval mode.
       condition: (B, S, D) vectors; `condition_lens` (B,).
-      length: when rows end.
-      sampling: how codes are drawn, with `generator`.
-      progress: called after every frame with the number of new frames so far.
+      codes: (B, T) codes of quantizer 1 that are there already; `code_lens` (B,).
+      cache: for B rows.
 
     Returns:
-      (B, T) codes, `UNKNOWN` past a row's end, and the lengths (B,); T is the longest of them.
+      (B, V + 1) logits of the next frame, and (B,) frames read.
     """
-    B, max_new = condition.shape[0], length.max_new_frames
-    codes = torch.full((B, max_new), UNKNOWN, device=condition.device)
-    lens = torch.zeros(B, dtype=torch.long, device=condition.device)
-    is_alive = torch.ones(B, dtype=torch.bool, device=condition.device)
-    if max_new == 0:
-        return codes, lens
-    logits, state = ar.prefill(condition, condition_lens, max_new)
-    for t in range(max_new):
-        if not length.may_end(t):
-            logits[:, ar.eos_id] = -torch.inf
-        drawn = sample(logits, sampling, generator)
-        is_alive = is_alive & (drawn != ar.eos_id)
-        codes[:, t] = torch.where(is_alive, drawn, UNKNOWN)
-        lens = lens + is_alive
+    logits, lens = [], []
+    for rows in row_groups(condition.shape[0], condition.device):
+        S, T = int(condition_lens[rows].max()), int(code_lens[rows].max())
+        one_logits, one_lens = ar.prefill(
+            condition[rows, :S],
+            condition_lens[rows],
+            codes[rows, :T],
+            code_lens[rows],
+            cache.rows(rows),
+        )
+        logits.append(one_logits)
+        lens.append(one_lens)
+    return torch.cat(logits), torch.cat(lens)
+
+
+class ARRows:
+    """The rows of a batch while quantizer 1 grows. All tensors are static and written in place.
+
+    Rows that have ended leave the batch: they cost nothing more.
+
+    Args:
+      ar: the autoregressive half, in eval mode.
+      condition: (B, S, D) vectors; `condition_lens` (B,).
+      recent: (B, K) the prompts' last codes of quantizer 1, `UNKNOWN` where there is none;
+        K = `sampling.repetition_window`.
+      length: when rows end.
+      sampling: how codes are drawn.
+      draws: `NUM_REDRAWS + Q` numbers a frame.
+      buffer_frames: N, the most new frames that are kept at a time.
+      max_len: the most frames that a row reads, its condition included.
+      fused: reads a frame in one call, in the place of the layers.
+    """
+
+    def __init__(
+        self,
+        ar: ARDecoder,
+        condition: Tensor,
+        condition_lens: Tensor,
+        recent: Tensor,
+        length: Length,
+        sampling: Sampling,
+        draws: RowDraws,
+        buffer_frames: int,
+        max_len: int,
+        fused: FusedStep | None = None,
+    ) -> None:
+        B, device = len(draws.generators), condition.device
+        self.ar, self.length, self.sampling, self.draws = ar, length, sampling, draws
+        self.codes = torch.full((B, buffer_frames), UNKNOWN, device=device)
+        """(B, N) codes of quantizer 1 that are not yet forgotten."""
+        self.uniforms = draws.take(buffer_frames)
+        """(B, N, `NUM_REDRAWS + Q`) the numbers of the same frames."""
+        self.lens = torch.zeros(B, dtype=torch.long, device=device)
+        """(B,) new frames of each row since the start."""
+        self.num_frames = 0
+        """New frames of the longest row since the start."""
+        self._recent = recent
+        self._live = torch.arange(B, device=device)  # the rows that have not ended
+        self._is_alive = torch.ones(B, dtype=torch.bool, device=device)
+        self._last = torch.zeros(B, dtype=torch.long, device=device)
+        # the host's counts once more for the device: frames since the start, frames in the buffer
+        self._frame = torch.zeros(1, dtype=torch.long, device=device)
+        self._column = torch.zeros(1, dtype=torch.long, device=device)
+        self._first_logits = self._prefill(condition, condition_lens, max_len, fused)
+        self._next_frame = GraphedCall(self._decode_and_draw, device)
+
+    @property
+    def have_ended(self) -> bool:
+        return self._live.numel() == 0 or self.num_frames >= self.length.max_new_frames
+
+    def add_frame(self) -> None:
+        """Draw a frame of every row that has not ended."""
+        if self.num_frames == 0:
+            self._draw(self._first_logits)
+        else:
+            self._next_frame()
+        self.num_frames += 1
+        on_cpu = self.codes.device.type == "cpu"
+        if on_cpu or self.num_frames % END_CHECK_INTERVAL == 0:
+            self._drop_ended(at_least=0.0 if on_cpu else 0.5)
+
+    def forget(self, num_frames: int) -> None:
+        """Drop the first frames of the buffers, to make room for as many new ones."""
+        fresh = torch.full_like(self.codes[:, :num_frames], UNKNOWN)
+        self.codes.copy_(torch.cat([self.codes[:, num_frames:], fresh], dim=1))
+        numbers = self.draws.take(num_frames)
+        self.uniforms.copy_(torch.cat([self.uniforms[:, num_frames:], numbers], dim=1))
+        self._column -= num_frames
+
+    def frames_read(self) -> dict[int, int]:
+        """How many frames each living row will hold in its cache when its last code is read."""
+        self._drop_ended(at_least=0.0)
+        return dict(zip(self._live.tolist(), (self._state.lens + 1).tolist(), strict=True))
+
+    def read_again(self, row: int, condition: Tensor, codes: Tensor) -> None:
+        """Let a living row forget what it has read, and read this instead.
+
+        Args:
+          row: its index in the batch.
+          condition: (1, S, D).
+          codes: (1, T) of quantizer 1, up to the last one drawn; which is read with the next frame.
+        """
+        i = self._live.tolist().index(row)
+        device = codes.device
+        lens = [torch.tensor([n], device=device) for n in (condition.shape[1], codes.shape[1] - 1)]
+        cache = self._state.cache.rows(slice(i, i + 1))
+        _, read = self.ar.prefill(condition, lens[0], codes[:, :-1], lens[1], cache)
+        self._state.lens[i : i + 1] = read
+        if self._state.longest is not None:
+            self._state.longest = int(self._state.lens.max())
+
+    def _prefill(
+        self, condition: Tensor, condition_lens: Tensor, max_len: int, fused: FusedStep | None
+    ) -> Tensor:
+        """Read each condition once, then give every sample of it a row of its own."""
+        num_prompts, device = condition.shape[0], condition.device
+        no_codes = torch.zeros(num_prompts, 0, dtype=torch.long, device=device)
+        no_lens = torch.zeros(num_prompts, dtype=torch.long, device=device)
+        cache = self.ar.decoder.new_cache(num_prompts, max_len)
+        logits, lens = prefill(self.ar, condition, condition_lens, no_codes, no_lens, cache)
+        num_samples = len(self._live) // num_prompts
+        if num_samples > 1:
+            rows = self._live // num_samples
+            cache, logits, lens = cache.take(rows), logits[rows], lens[rows]
+        # a device works through the same launches every frame; a host can count what is cached
+        longest = int(lens.max()) if device.type == "cpu" else None
+        self._state = ARState(cache, lens, longest, fused)
+        return logits
+
+    def _decode_and_draw(self) -> None:
+        self._draw(self.ar.decode_one_frame(self._last, self._state))
+
+    def _draw(self, logits: Tensor) -> None:
+        """Draw a code for each living row, and note it."""
+        eos, window = self.ar.eos_id, self.sampling.repetition_window
+        logits[:, eos].masked_fill_(self._frame < self.length.first_end, -torch.inf)
+        uniforms = self.uniforms[self._live, self._column]
+        if window > 0:
+            drawn = sample_unlike(logits, self.sampling, uniforms[:, :2], self._recent)
+            self._recent.index_copy_(1, self._frame.remainder(window), drawn[:, None])
+        else:
+            drawn = sample(logits, self.sampling, uniforms[:, 0])
+        self._is_alive &= drawn != eos
+        self._last.copy_(drawn.where(self._is_alive, 0))
+        self.codes[self._live, self._column] = drawn.where(self._is_alive, UNKNOWN)
+        self.lens[self._live] += self._is_alive
+        self._frame += 1
+        self._column += 1
+
+    def _drop_ended(self, at_least: float) -> None:
+        """Take rows that have ended out of the batch, where more than this share of it has."""
+        kept = self._is_alive.nonzero()[:, 0]
+        if len(kept) >= len(self._live) * (1 - at_least):
+            return
+        self._live, self._last, self._recent = (
+            t[kept] for t in (self._live, self._last, self._recent)
+        )
+        self._is_alive = self._is_alive[kept]
+        state = self._state
+        longest = None
+        if state.longest is not None and len(kept):
+            longest = int(state.lens[kept].max())
+        self._state = ARState(state.cache.take(kept), state.lens[kept], longest, state.fused)
+        self._next_frame = GraphedCall(self._decode_and_draw, self.codes.device)
+
+
+def generate_ar(
+    rows: ARRows, num_frames: int, progress: Callable[[int], None] | None = None
+) -> None:
+    """Let quantizer 1 grow to `num_frames` new frames a row, or to the end of all rows.
+
+    Args:
+      rows: what to go on with.
+      num_frames: counted from the start.
+      progress: called after every frame with the number of new frames so far.
+    """
+    while rows.num_frames < num_frames and not rows.have_ended:
+        rows.add_frame()
         if progress is not None:
-            progress(t + 1)
-        is_last = t + 1 == max_new
-        if is_last or ((t + 1) % END_CHECK_INTERVAL == 0 and not is_alive.any()):
-            break
-        logits = ar.decode_one_frame(drawn.where(is_alive, 0), state)
-    return codes[:, : int(lens.max())], lens
+            progress(rows.num_frames)
 
 
 def generate_nar(
@@ -97,7 +246,7 @@ def generate_nar(
     first_codes: Tensor,
     code_lens: Tensor,
     sampling: Sampling,
-    generator: torch.Generator | None = None,
+    uniforms: Tensor,
 ) -> Tensor:
     """Quantizers 2 to Q of frames whose quantizer 1 is known, in Q - 1 passes.
 
@@ -105,18 +254,23 @@ def generate_nar(
       nar: the non-autoregressive half, in eval mode.
       condition: (B, S, D) vectors; `condition_lens` (B,).
       first_codes: (B, T) codes of quantizer 1; `code_lens` (B,).
-      sampling: how codes are drawn, with `generator`.
+      sampling: how codes are drawn.
+      uniforms: (B, T, Q) numbers in [0, 1), for each quantizer.
 
     Returns:
       (B, T, Q) codes, `UNKNOWN` past a row's end.
     """
     B, T = first_codes.shape
-    mask = length_mask(code_lens, T)
-    codes = first_codes.where(mask, 0)[:, :, None]
-    for stage in nar.stages if T > 0 else ():
-        stages = torch.full((B,), stage)
-        logits = nar(condition, condition_lens, codes, code_lens, stages)
-        codes = torch.cat([codes, sample(logits, sampling, generator)[:, :, None]], dim=2)
-    if T == 0:
-        codes = codes.expand(B, 0, nar.stages[-1] + 1)
-    return codes.where(mask[:, :, None], UNKNOWN)
+    codes = torch.full((B, T, nar.stages[-1] + 1), UNKNOWN, device=first_codes.device)
+    for rows in row_groups(B, first_codes.device):
+        S, longest = int(condition_lens[rows].max()), int(code_lens[rows].max())
+        mask = length_mask(code_lens[rows], longest)
+        known = first_codes[rows, :longest].where(mask, 0)[:, :, None]
+        for stage in nar.stages if longest > 0 else ():
+            stages = torch.full((known.shape[0],), stage)
+            logits = nar(condition[rows, :S], condition_lens[rows], known, code_lens[rows], stages)
+            drawn = sample(logits, sampling, uniforms[rows, :longest, stage])
+            known = torch.cat([known, drawn[:, :, None]], dim=2)
+        if longest > 0:
+            codes[rows, :longest] = known.where(mask[:, :, None], UNKNOWN)
+    return codes

@@ -76,7 +76,7 @@ class NARDecoder(nn.Module):
         target = self.embedding(codes[:, :, : int(stages.max())], num_levels=stages_here)
         x = close_gap(condition, condition_lens, target, code_lens)
         positions = torch.arange(x.shape[1], device=x.device)[None]
-        x = self.dropout(self.prenet(x) + self.positions(positions))
+        x = self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
         span = AttentionSpan(key_mask=length_mask(condition_lens + code_lens, x.shape[1]))
         hidden = self.decoder(x, span, condition=self.stage_embedding(stages_here - 1))
         return self._apply_heads(take_frames(hidden, condition_lens, codes.shape[1]), stages)

@@ -79,17 +79,17 @@ class SinePositions(nn.Module):
     autoregressive half (`learned_scale`).
     """
 
-    rates: Tensor
-
     def __init__(self, d_model: int, learned_scale: bool):
         super().__init__()
-        rates = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model))
-        self.register_buffer("rates", rates, persistent=False)
+        self.d_model = d_model
         self.scale = nn.Parameter(torch.ones(1)) if learned_scale else None
 
     def forward(self, positions: Tensor) -> Tensor:
-        """(..., T) frame indices to (..., T, D)."""
-        angles = positions[..., None] * self.rates
+        """(..., T) frame indices to (..., T, D) float32."""
+        # not a buffer, which a model in bfloat16 would round: 750 frames would share 256 places
+        exponents = torch.arange(0, self.d_model, 2, device=positions.device)
+        rates = torch.exp(exponents * (-math.log(10000.0) / self.d_model))
+        angles = positions[..., None] * rates
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return waves if self.scale is None else waves * self.scale
 

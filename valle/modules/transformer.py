@@ -6,7 +6,8 @@ attention weights it would disable the fused kernel on CPU and slow a layer more
 B batch, L frames, D model width, H heads, K = D / H.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,34 +15,27 @@ from torch import Tensor, nn
 
 
 @dataclass
-class LayerCache:
-    """Keys and values (B, H, max_len, K) of one layer, allocated at the first write."""
-
-    max_len: int
-    keys: Tensor | None = None
-    values: Tensor | None = None
-
-    def write(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
-        """Store (B, H, L, K) keys and values at each row's frame positions (B, L)."""
-        if self.keys is None or self.values is None:
-            B, H, _, K = keys.shape
-            self.keys = keys.new_zeros(B, H, self.max_len, K)
-            self.values = values.new_zeros(B, H, self.max_len, K)
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        self.keys[rows, :, positions] = keys.transpose(1, 2)  # indexed as (B, L, H, K)
-        self.values[rows, :, positions] = values.transpose(1, 2)
-
-
-@dataclass
 class KVCache:
-    """What a decoder remembers of the frames it has read, a `LayerCache` a layer."""
+    """Keys and values of all frames that a decoder has read, in one tensor allocated once.
 
-    num_layers: int
-    max_len: int
-    layers: list[LayerCache] = field(init=False)
+    Attributes:
+      data: (num_layers, 2, B, H, max_len, K), keys before values. The frames of a head lie side by
+        side, so that decoding reads them without a copy.
+    """
 
-    def __post_init__(self) -> None:
-        self.layers = [LayerCache(self.max_len) for _ in range(self.num_layers)]
+    data: Tensor
+
+    @property
+    def max_len(self) -> int:
+        return self.data.shape[4]
+
+    def rows(self, rows: slice) -> "KVCache":
+        """The same memory, seen for some rows of the batch."""
+        return KVCache(self.data[:, :, rows])
+
+    def take(self, rows: Tensor) -> "KVCache":
+        """A cache of its own for the rows (N,) given by index; a row may be taken several times."""
+        return KVCache(self.data.index_select(2, rows))
 
 
 @dataclass(frozen=True)
@@ -51,14 +45,15 @@ class AttentionSpan:
     Attributes:
       is_causal: each frame sees itself and what came before, among the frames at hand.
       key_mask: (B, number of keys) bool, True on the keys that may be seen; None shows all.
-      positions: (B, L) where the frames at hand go in the cache.
-      num_cached: read this many frames of the cache instead of the frames at hand.
+      positions: (B,) where in the cache the one new frame of each row goes. None: the frames at
+        hand are the first, and see each other alone.
+      num_cached: with positions, how many frames of the cache are read.
     """
 
     is_causal: bool = False
     key_mask: Tensor | None = None
     positions: Tensor | None = None
-    num_cached: int | None = None
+    num_cached: int = 0
 
 
 class SelfAttention(nn.Module):
@@ -70,16 +65,17 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, span: AttentionSpan, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, span: AttentionSpan, cache: Tensor | None) -> Tensor:
+        """(B, L, D) to (B, L, D), with the (2, B, H, max_len, K) cache of this layer."""
         B, L, D = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.nhead, -1).permute(2, 0, 3, 1, 4)  # (B, H, L, K)
-        if cache is not None:
-            assert span.positions is not None
-            cache.write(k, v, span.positions)
-            if span.num_cached is not None:
-                assert cache.keys is not None
-                assert cache.values is not None
-                k, v = cache.keys[:, :, : span.num_cached], cache.values[:, :, : span.num_cached]
+        qkv = self.qkv(x).view(B, L, 3, self.nhead, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, K)
+        if cache is not None and span.positions is None:
+            cache[:, :, :, :L] = qkv[:, :, 1:].permute(2, 0, 3, 1, 4)
+        elif cache is not None and span.positions is not None:
+            rows = torch.arange(B, device=x.device)
+            cache[:, rows, :, span.positions] = qkv[:, 0, 1:]  # indexed as (B, 2, H, K)
+            k, v = cache[:, :, :, : span.num_cached]
         mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
         return self.out(heads.transpose(1, 2).reshape(B, L, D))
@@ -129,7 +125,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, span: AttentionSpan, condition: Tensor | None, cache: LayerCache | None
+        self, x: Tensor, span: AttentionSpan, condition: Tensor | None, cache: Tensor | None
     ) -> Tensor:
         if self.norm_first:
             x = x + self.dropout(self.attention(self.norm1(x, condition), span, cache))
@@ -169,8 +165,16 @@ class Decoder(nn.Module):
           x: the embedded frames at hand.
           span: who sees whom.
           condition: (B, D) for adaptive norms.
-          cache: is written at `span.positions`, and read where `span.num_cached` says so.
+          cache: what earlier frames left; the frames at hand are added, as `span` says.
         """
         for i, layer in enumerate(self.layers):
-            x = layer(x, span, condition, None if cache is None else cache.layers[i])
+            x = layer(x, span, condition, None if cache is None else cache.data[i])
         return x if self.norm is None else self.norm(x, condition)
+
+    def new_cache(self, batch_size: int, max_len: int) -> KVCache:
+        """An empty cache for `max_len` frames a row."""
+        first = cast(DecoderLayer, self.layers[0]).attention
+        bias = first.qkv.bias  # of the type and on the device that keys will have
+        head_dim = first.out.in_features // first.nhead
+        shape = (len(self.layers), 2, batch_size, first.nhead, max_len, head_dim)
+        return KVCache(torch.zeros(shape, dtype=bias.dtype, device=bias.device))

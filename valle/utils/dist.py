@@ -7,6 +7,7 @@ starts itself; without it, ``launch`` starts as many as ``--world-size`` says on
 import datetime
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,6 +114,20 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name} is no device: give cpu, cuda, cuda:1 or auto") from error
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """Turn ``auto`` into the type of weights that the device generates best with.
+
+    It is ``bfloat16`` on a GPU, and on a CPU that multiplies matrices in it; else ``float32``.
+    Other names stay as they are.
+    """
+    if name != "auto":
+        return name
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    has_units = device.type == "cuda" or "avx512_bf16" in flags or "amx_bf16" in flags
+    return "bfloat16" if has_units else "float32"
 
 
 def _take_device(rank: int) -> torch.device:

@@ -15,7 +15,8 @@ import torch
 from ngrams import Bigram, Score, Unigram, best_score
 
 from valle.data import CodecInfo, TokenDataModule, codec_of, cut_codes, split_prompt
-from valle.models import AudioLM
+from valle.models import AudioLM, Engine
+from valle.models.engine import DTYPES
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.files import written_whole
 from valle.utils.metrics import MetricsTracker
@@ -29,6 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
     add("--split", default="validation", choices=["validation", "test"])
     add("--output-file", type=Path, help="write the table as JSON, too")
+    add("--dtype", choices=DTYPES, help="score the weights as generation uses them in this type")
     TokenDataModule.add_arguments(parser)
     return parser
 
@@ -37,6 +39,8 @@ def score_model(args: argparse.Namespace) -> dict[str, list[Score]]:
     """A row a quantizer for the model, the unigram and the bigram."""
     checkpoint = read_checkpoint(args.checkpoint)
     model = AudioLM.from_checkpoint(args.checkpoint)
+    engine = Engine(model, args.dtype, fused=False)
+    model.ar, model.nar = engine.ar, engine.nar
     data = TokenDataModule(args, model.config.num_quantizers, model.config.num_audio_tokens)
     cuts = data.valid_cuts() if args.split == "validation" else data.test_cuts()
     limits = checkpoint["filter_min_duration"], checkpoint["filter_max_duration"]

@@ -1,0 +1,72 @@
+"""The door of the models: codes that cannot be are refused here, and trusted behind it.
+
+B batch, T frames, Q quantizers, V codebook size.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from valle.modules.masks import length_mask
+
+if TYPE_CHECKING:
+    from valle.models.audio_lm import AudioLMConfig
+
+
+def check_codes(
+    name: str, codes: Tensor, lens: Tensor | None, config: "AudioLMConfig", min_len: int
+) -> tuple[Tensor, Tensor]:
+    """Refuse what cannot be, set padding to a legal code, fill in lengths left out.
+
+    Values are checked on a CPU alone, where looking at them costs no wait.
+
+    Args:
+      name: of the codes, for messages.
+      codes: (B, T, Q) integers; `lens` (B,), None where all rows are full.
+      config: says Q and V.
+      min_len: shortest length that a row may have.
+
+    Returns:
+      (B, T, Q) int64 and (B,), on the device of the codes.
+
+    Raises:
+      ValueError: shapes, lengths or codes that cannot be; the message says which.
+    """
+    Q, V = config.num_quantizers, config.num_audio_tokens
+    if codes.dim() != 3 or codes.shape[2] != Q or codes.is_floating_point():
+        raise ValueError(
+            f"{name} must hold integer codes (batch, frames, {Q}), "
+            f"got {codes.dtype} {tuple(codes.shape)}"
+        )
+    B, T, _ = codes.shape
+    if lens is None:
+        lens = torch.full((B,), T, device=codes.device)
+    if lens.shape != (B,):
+        raise ValueError(f"{name}_lens must be ({B},), got {tuple(lens.shape)}")
+    codes, lens = codes.long(), lens.to(codes.device)
+    codes = codes.masked_fill(~length_mask(lens, T)[:, :, None], 0)
+    if codes.device.type == "cpu" and B:
+        shortest, longest = int(lens.min()), int(lens.max())
+        if shortest < min_len or longest > T:
+            raise ValueError(
+                f"{name}_lens must be in [{min_len}, {T}], got {shortest} to {longest}"
+                + "; an empty prompt needs a model trained with prepend_bos"
+                * (name == "x" and shortest == 0)
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < V:
+            raise ValueError(
+                f"{name} must hold codes in [0, {V}), got {int(codes.min())} to {int(codes.max())}"
+            )
+    return codes, lens
+
+
+def check_prompts(
+    x: Tensor, x_lens: Tensor | None, config: "AudioLMConfig"
+) -> tuple[Tensor, Tensor]:
+    """`check_codes` for the prompts of a generation, values included on any device."""
+    if x.shape[0] == 0:
+        raise ValueError("x holds no prompt: expected a row at least")
+    min_len = config.shortest_prompt
+    check_codes("x", x.cpu(), None if x_lens is None else x_lens.cpu(), config, min_len)
+    return check_codes("x", x, x_lens, config, min_len)

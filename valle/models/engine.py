@@ -1,0 +1,175 @@
+"""A model made ready to generate, once, for many prompts.
+
+P prompts, B rows (the samples of a prompt side by side), S prompt frames, L frames, C chunk frames,
+Q quantizers.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from valle.models.ar import ARDecoder
+from valle.models.checks import check_prompts
+from valle.models.continuation import Continuation
+from valle.models.generation import UNKNOWN
+from valle.models.options import GenerationOptions
+from valle.modules.fused_step import FusedStep, why_not_fused
+from valle.modules.masks import close_gap, length_mask
+from valle.modules.quantization import quantize_linears
+from valle.modules.sampling import row_generators
+
+if TYPE_CHECKING:
+    from valle.models.audio_lm import AudioLM
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+
+_BITS = {"int8": 8, "int4": 4}
+
+# Frames at a time for a stream, if not asked otherwise; docs/performance.md says what they cost.
+STREAM_OPTIONS = {"chunk": 48, "lookahead": 24, "nar_context": 192}
+
+
+class Engine:
+    """A model that is kept warm: its weights in the type asked for, its frame step compiled.
+
+    `AudioLM.inference` and `AudioLM.stream` make one for each call; who serves many prompts makes
+    one and keeps it.
+
+    Args:
+      model: the model, as it is now; make another engine after it has learned more. In another type
+        than its own its weights are copied.
+      dtype: "float32" or "bfloat16"; "int8" or "int4": the AR half's matrices in so few bits, the
+        rest in bfloat16 (on a CPU, where reading them is what a frame costs; the NAR half, which
+        computes more than it reads, stays in bfloat16). None: as the model is.
+      fused: whether a frame goes through compiled code on a CPU; None: where that can be had.
+
+    Raises:
+      ValueError: no such type, or `fused` where that cannot be had; with the reason.
+    """
+
+    def __init__(
+        self, model: "AudioLM", dtype: str | None = None, fused: bool | None = None
+    ) -> None:
+        self.config = model.config
+        self.ar, self.nar = model.ar, model.nar
+        if dtype is not None:
+            self.ar, self.nar = _converted(model.ar, dtype), _converted(model.nar, dtype)
+        self.fused = self._fuse(fused)
+
+    @torch.no_grad()
+    def inference(
+        self,
+        x: Tensor,
+        x_lens: Tensor | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress: Callable[[int], None] | None = None,
+        return_lens: bool = False,
+        **options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Continue prompts; see `AudioLM.inference`."""
+        asked = GenerationOptions(**options)
+        x, x_lens = check_prompts(x, x_lens, self.config)
+        chunks = list(self._chunks(x, x_lens, asked, generator, progress))
+        x, x_lens = (t.repeat_interleave(asked.num_samples, dim=0) for t in (x, x_lens))
+        new = torch.cat(chunks, dim=1) if chunks else x[:, :0]
+        lens = (new[:, :, 0] != UNKNOWN).sum(1)
+        joined = close_gap(x, x_lens, new, lens)[:, : int((x_lens + lens).max())]
+        joined = joined.where(length_mask(x_lens + lens, joined.shape[1])[:, :, None], UNKNOWN)
+        return (joined, x_lens + lens) if return_lens else joined
+
+    def stream(
+        self,
+        x: Tensor,
+        x_lens: Tensor | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """Continue prompts, giving out new frames as they come; see `AudioLM.stream`."""
+        asked = GenerationOptions(**(STREAM_OPTIONS | options))
+        x, x_lens = check_prompts(x, x_lens, self.config)
+        return self._chunks(x, x_lens, asked, generator, progress)
+
+    @torch.no_grad()
+    def _chunks(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        options: GenerationOptions,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        progress: Callable[[int], None] | None,
+    ) -> Iterator[Tensor]:
+        generators = row_generators(x.shape[0] * options.num_samples, generator)
+        prompts = [row[:n] for row, n in zip(x, x_lens.tolist(), strict=True)]
+        with _evaluating(self.ar, self.nar):
+            continuation = Continuation(
+                self.ar, self.nar, prompts, generators, options, self.fused, progress
+            )
+            chunks = continuation.chunks()
+        while True:
+            # in eval mode while at work, in the caller's mode while the caller is
+            with _evaluating(self.ar, self.nar):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _fuse(self, wanted: bool | None) -> FusedStep | None:
+        if wanted is False:
+            return None
+        with _evaluating(self.ar):
+            reason = why_not_fused(self.ar.decoder)
+            if reason is None:
+                return FusedStep(self.ar.decoder, self.ar.head)
+        if wanted:
+            raise ValueError(f"no fused step: {reason}")
+        if self.ar.head.bias.device.type == "cpu":
+            _say_once(f"frames are decoded layer by layer: {reason}")
+        return None
+
+
+def _converted(half: nn.Module, dtype: str) -> Any:
+    """A copy of a half for generation; the half itself where that would change nothing."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    target = torch.float32 if dtype == "float32" else torch.bfloat16
+    parameters = list(half.parameters())
+    if dtype in _BITS and isinstance(half, ARDecoder):
+        if parameters[0].device.type != "cpu":
+            raise ValueError(f"{dtype} is for a CPU; on {parameters[0].device} take bfloat16")
+        half = copy.deepcopy(half)
+        quantize_linears(half, _BITS[dtype])
+        for parameter in half.parameters():
+            parameter.data = parameter.data.to(target)
+        return half
+    if all(parameter.dtype == target for parameter in parameters):
+        return half
+    # converted one by one, so that no second copy in the old type is made
+    copies = {id(p): nn.Parameter(p.detach().to(target), requires_grad=False) for p in parameters}
+    return copy.deepcopy(half, copies)
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode inside, the mode of each before outside."""
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    logging.getLogger(__name__).info(message)

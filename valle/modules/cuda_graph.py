@@ -1,0 +1,48 @@
+"""A function of static tensors, launched on a GPU as one."""
+
+from collections.abc import Callable
+
+import torch
+
+
+class GraphedCall:
+    """Calls a function; on a CUDA device, after a few calls, by replaying a graph of its kernels.
+
+    A frame of a small model is many short kernels, and launching them one by one takes longer than
+    running them. The function must take and return nothing, and read and write the same memory
+    every time, with no decision of the host in between. Elsewhere it is simply called.
+
+    Args:
+      function: what to call.
+      device: where its tensors are.
+    """
+
+    # libraries set themselves up in the first calls, which a graph must not record
+    WARM_UP_CALLS = 3
+
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
+        self._function = function
+        self._is_graphed = device.type == "cuda"
+        self._num_calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        if not self._is_graphed:
+            self._function()
+        elif self._num_calls < self.WARM_UP_CALLS:
+            self._warm_up()
+        else:
+            if self._graph is None:
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph):  # records the calls, runs none of them
+                    self._function()
+            self._graph.replay()
+        self._num_calls += 1
+
+    def _warm_up(self) -> None:
+        """A real call, on a stream of its own as capturing asks for."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._function()
+        torch.cuda.current_stream().wait_stream(side)
