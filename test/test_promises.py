@@ -24,8 +24,20 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_docs_runs(page, token_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/tokenized").symlink_to(token_dir)
+    for block in blocks("python", page.read_text()):
+        exec(block, {})
 
 
 @pytest.fixture
@@ -37,7 +49,7 @@ def full_size_codec(tmp_path) -> Codec:
     return Codec.from_pretrained(tmp_path / "codec")
 
 
-def test_python_block_runs_at_full_size(tmp_path, monkeypatch, full_size_codec):
+def test_python_blocks_run_at_full_size(tmp_path, monkeypatch, capsys, full_size_codec):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(codec, "_kept_codec", lambda name: full_size_codec)  # no hub in a test
     soundfile.write("prompt.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 4 * 32000), 32000)
@@ -46,13 +58,16 @@ def test_python_block_runs_at_full_size(tmp_path, monkeypatch, full_size_codec):
     params = {"config": asdict(trained.config)}
     save_checkpoint("exp/audio-lm/best-valid-loss.pt", trained, params)
     del trained
-    setup, training_step = blocks("python")
+    setup, streaming, training_step = blocks("python")
     names: dict = {}
     exec(setup, names)
     generated, prompt = names["generated"], names["prompt_tokens"]
     assert prompt.shape == (1, 150, 4)
     assert 150 < generated.shape[1] <= 650
     assert torch.equal(generated[:, :150], prompt)
+    capsys.readouterr()
+    exec(streaming, names)
+    assert "torch.Size([1, 48, 4])" in capsys.readouterr().out
     y = generated[:, 150:200]
     names |= {"x": prompt, "x_lens": names["prompt_lens"], "y": y, "y_lens": torch.tensor([50])}
     exec(training_step, names)

@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 from pathlib import Path
 
 import infer_audiolm
@@ -78,6 +79,58 @@ def test_files_of_one_name_stay_apart(checkpoint, sounds, tmp_path):
     assert {"a-1_full.wav", "a-2_full.wav"} <= found.keys()
 
 
+@pytest.mark.parametrize("max_duration", [0.4, 3])
+def test_a_stream_writes_what_is_written_as_a_whole(checkpoint, sounds, tmp_path, max_duration):
+    """Also beyond the window, which is 1 s here."""
+    flags = ("--audio-prompts", *sounds, "--max-duration", max_duration, "--window", 1)
+    flags += ("--chunk", 0.1, "--lookahead", 0.06, "--nar-context", 0.5, "--dtype", "float32")
+    whole = infer(checkpoint, tmp_path / "whole", *flags)
+    stream = infer(checkpoint, tmp_path / "stream", *flags, "--stream")
+    assert whole.keys() == stream.keys()
+    assert len(stream["b_full.wav"]) == 8000 * (1.5 + max_duration)
+    for name, sound in whole.items():
+        np.testing.assert_allclose(stream[name], sound, atol=2 / 32768)
+
+
+def test_a_stream_goes_down_a_pipe(checkpoint, sounds, tmp_path, capsysbinary):
+    flags = ("--audio-prompts", sounds[0], "--chunk", 0.1)
+    infer(checkpoint, tmp_path / "none", *flags, "--stream", "pcm")
+    played = np.frombuffer(capsysbinary.readouterr().out, "<i2") / 32768
+    wav = infer(checkpoint, tmp_path / "wav", *flags, "--stream", "wav")
+    assert np.array_equal(played, wav["a_full.wav"])
+
+
+def test_neither_batches_nor_neighbours_change_a_sample(checkpoint, sounds, tmp_path):
+    flags = ("--num-samples", 2, "--nar-temperature", 1, "--dtype", "float32")
+    flags += ("--repetition-aware-sampling", "true")
+    prompts = ("--audio-prompts", sounds[0], sounds[1])
+    one_batch = infer(checkpoint, tmp_path / "1", *prompts, *flags)
+    two_batches = infer(checkpoint, tmp_path / "2", *prompts, *flags, "--batch-size", 1)
+    first_alone = infer(checkpoint, tmp_path / "3", *prompts[:2], *flags)
+    assert len(one_batch) == 8
+    for name, sound in one_batch.items():
+        assert np.array_equal(sound, two_batches[name])
+        if name.startswith("a_"):
+            assert np.array_equal(sound, first_alone[name])
+    full = "a_sample1_full.wav", "a_sample2_full.wav"
+    assert not np.array_equal(one_batch[full[0]], one_batch[full[1]])
+
+
+def test_the_window_is_what_the_model_was_trained_on(tmp_path, codec_info, sounds, caplog):
+    model = make_model(num_audio_tokens=16)
+    path = tmp_path / "model.pt"
+    known = {"config": dataclasses.asdict(model.config), "codec": codec_info.to_dict()}
+    save_checkpoint(path, model, known | {"filter_max_duration": 1.2})
+    caplog.set_level(logging.INFO)
+    infer(path, tmp_path / "out", "--audio-prompts", sounds[0])  # 1 + 0.4 s
+    assert "1.4 s are made in windows of 1.2 s" in caplog.text
+    caplog.clear()
+    infer(path, tmp_path / "out", "--audio-prompts", sounds[0], "--window", 2)
+    assert "windows" not in caplog.text
+    assert "x real time" in caplog.text
+    assert "peak memory" in caplog.text
+
+
 def test_nothing_can_be_continued(tmp_path, codec_info):
     checkpoint = write_checkpoint(tmp_path / "bos.pt", codec_info.to_dict(), prepend_bos=True)
     found = infer(checkpoint, tmp_path / "out", "--num-unconditional", 2)
@@ -101,6 +154,9 @@ def test_mistakes_are_explained(checkpoint, sounds, tmp_path, codec_info, capsys
         (nameless, prompts, "names no codec: give --codec"),
         (checkpoint, (*prompts, "--device", "nonsense"), "--device nonsense is no device"),
         (foreign, prompts, "they differ in fingerprint"),
+        (checkpoint, (*prompts, "--batch-size", 0), "--batch-size must be 1 or more"),
+        (checkpoint, (*prompts, "--stream", "pcm", "--num-samples", 2), "plays one piece"),
+        (checkpoint, (*prompts, "--window", 1, "--stride", 1), "must be less than window"),
     ):
         with pytest.raises(SystemExit):
             infer(model, tmp_path / "out", *flags)

@@ -1,0 +1,154 @@
+"""What infer_audiolm.py leaves: sound files, whole or growing, and a line about its speed.
+
+C frames of a chunk, Q quantizers, N samples.
+"""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import soundfile
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from valle.data import Codec, GrowingWav
+from valle.models.generation import UNKNOWN
+from valle.utils.files import written_whole
+
+
+class Meter(AbstractContextManager["Meter"]):
+    """A progress bar while at work, a summary afterwards.
+
+    Args:
+      most_frames: of all batches, the longest row of each.
+      frame_rate: frames a second of sound.
+      device: what is measured.
+    """
+
+    def __init__(self, most_frames: int, frame_rate: float, device: torch.device) -> None:
+        self._frame_rate, self._device = frame_rate, device
+        self._bar = tqdm(total=most_frames, unit="frame", disable=None)
+        self._num_frames, self._started = 0, time.perf_counter()
+        self._first_after: float | None = None
+
+    def progress(self) -> Callable[[int], None]:
+        """A callback for the frames of one batch."""
+        start = self._bar.n
+
+        def update(num_frames: int) -> None:
+            self._bar.update(start + num_frames - self._bar.n)
+
+        return update
+
+    def count(self, num_frames: int) -> None:
+        """Note frames, of all rows together, that are complete."""
+        if self._first_after is None:
+            self._first_after = time.perf_counter() - self._started
+        self._num_frames += num_frames
+
+    def summary(self) -> str:
+        """Seconds, frames a second, real-time factor, memory."""
+        seconds, sound = self._seconds, self._num_frames / self._frame_rate
+        return (
+            f"{self._num_frames} frames ({sound:.1f} s of sound) in {seconds:.1f} s: "
+            f"{self._num_frames / seconds:.0f} frames/s, {sound / seconds:.2f} x real time, "
+            f"first frames after {self._first_after or seconds:.1f} s, peak memory {self._memory()}"
+        )
+
+    def _memory(self) -> str:
+        # bytes on macOS, KiB elsewhere
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+        if self._device.type != "cuda":
+            return f"{peak:.0f} MiB"
+        return f"{peak:.0f} MiB, on the GPU {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds = time.perf_counter() - self._started
+        self._bar.close()
+
+
+class Sink(Protocol):
+    """Takes the sound of one piece, (N,) at a time."""
+
+    def write(self, samples: Tensor) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class GrowingFiles:
+    """The two files of `write_sounds`, playable at any time while they grow."""
+
+    def __init__(self, folder: Path, name: str, num_prompt_samples: int, rate: int) -> None:
+        self._full = GrowingWav(folder / f"{name}_full.wav", rate)
+        self._continuation = GrowingWav(folder / f"{name}_continuation.wav", rate)
+        self._num_prompt_samples = num_prompt_samples
+
+    def write(self, samples: Tensor) -> None:
+        still_prompt = max(self._num_prompt_samples - self._full.num_samples, 0)
+        self._full.write(samples)
+        self._continuation.write(samples[still_prompt:])
+
+    def close(self) -> None:
+        for wav in (self._full, self._continuation):
+            wav.close()
+            logging.info(f"{wav.path}: {wav.num_samples / wav.sampling_rate:.2f} s")
+
+
+class StreamedPiece(AbstractContextManager["StreamedPiece"]):
+    """A prompt and its continuation on their way from codes to a sink.
+
+    Args:
+      codec: of the codes.
+      prompt: (S, Q) codes, whose sound comes first.
+      sink: where the sound goes; closed at the end.
+    """
+
+    def __init__(self, codec: Codec, prompt: Tensor, sink: Sink) -> None:
+        self._decoder, self._sink, self._has_ended = codec.stream_decoder(), sink, False
+        if len(prompt):
+            self._sink.write(self._decoder.feed(prompt[None])[0])
+
+    def feed(self, codes: Tensor) -> int:
+        """Take (C, Q) codes, `UNKNOWN` past the end; return how many frames there were."""
+        real = codes[codes[:, 0] != UNKNOWN]
+        if len(real):
+            self._sink.write(self._decoder.feed(real[None])[0])
+        if len(real) < len(codes):
+            self.finish()
+        return len(real)
+
+    def finish(self) -> None:
+        """Send the last frames, which waited for later ones; once."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._sink.write(self._decoder.finish()[0])
+
+    def __exit__(self, *error: object) -> None:
+        self._sink.close()
+
+
+def write_sounds(
+    folder: Path, names: list[str], codes: Tensor, lens: Tensor, prompt_lens: Tensor, codec: Codec
+) -> None:
+    """Write whole pieces: `NAME_full.wav`, and `NAME_continuation.wav` without the prompt."""
+    waveforms, _ = codec.decode(codes, lens)
+    for b, name in enumerate(names):
+        start, stop = (int(n[b]) * codec.hop_length for n in (prompt_lens, lens))
+        if start == stop:
+            logging.warning(f"{name}: the model ended the piece at once, nothing was added")
+        for kind, waveform in (
+            ("full", waveforms[b, :stop]),
+            ("continuation", waveforms[b, start:stop]),
+        ):
+            path = folder / f"{name}_{kind}.wav"
+            with written_whole(path) as temporary:
+                samples = waveform.clamp(-1, 1).numpy()
+                soundfile.write(temporary, samples, codec.sampling_rate, format="WAV")
+            logging.info(f"{path}: {waveform.shape[0] / codec.sampling_rate:.2f} s")
