@@ -67,7 +67,7 @@ def test_python_blocks_run_at_full_size(tmp_path, monkeypatch, capsys, full_size
     assert torch.equal(generated[:, :150], prompt)
     capsys.readouterr()
     exec(streaming, names)
-    assert "torch.Size([1, 48, 4])" in capsys.readouterr().out
+    assert "torch.Size([1, 24, 4])" in capsys.readouterr().out
     y = generated[:, 150:200]
     names |= {"x": prompt, "x_lens": names["prompt_lens"], "y": y, "y_lens": torch.tensor([50])}
     exec(training_step, names)

@@ -13,6 +13,7 @@ init_from_codec=true    # false: embeddings start at random, to see what that co
 exp_dir=exp/minipiano
 data_dir=data/minipiano
 num_prompts=3
+window=10               # seconds of an excerpt, and so of what the model learns to keep in view
 prompt_duration=4       # seconds of a held-out piece that are given
 max_duration=6          # seconds that the model adds; with the prompt no more than it was trained on
 dtype=auto              # bfloat16 where the processor computes in it, else float32
@@ -43,7 +44,7 @@ fi
 if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   log "Stage 1: tokenise and check"
   PYTHON=python bash egs/atepp/prepare.sh --src-dir "$corpus" --output-dir "$tokens" \
-    --codec "$codec" --split-csv "$corpus/pieces.csv" --csv-file-column file --window 10
+    --codec "$codec" --split-csv "$corpus/pieces.csv" --csv-file-column file --window "$window"
 fi
 
 if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
@@ -51,7 +52,7 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   python egs/atepp/bin/trainer_audiolm.py --manifest-dir "$tokens" --exp-dir "$exp_dir" \
     --decoder-dim 192 --nhead 4 --num-decoder-layers 2 ${init[@]+"${init[@]}"} \
     --train-stage 0 --prompt-ratio 0.2 --num-epochs "$num_epochs" --max-duration 20 \
-    --optimizer-name AdamW --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
+    --filter-max-duration "$window" --optimizer-name AdamW --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
     --num-workers 1 --log-interval 50 --sample-epochs 5
 fi
 

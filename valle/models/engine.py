@@ -31,8 +31,8 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 
 _BITS = {"int8": 8, "int4": 4}
 
-# Frames at a time for a stream, if not asked otherwise; docs/performance.md says what they cost.
-STREAM_OPTIONS = {"chunk": 48, "lookahead": 24, "nar_context": 192}
+# Frames at a time for a stream, if not asked otherwise; docs/performance.md has what this costs.
+STREAM_OPTIONS = {"chunk": 24, "lookahead": 12, "nar_context": 96}
 
 
 class Engine:
