@@ -201,6 +201,7 @@ class TestEngine:
             p.numel() for p in model.nar.parameters()
         )
         assert model.ar.head.weight.dtype == torch.float32
+        assert engine.ar.decoder.new_cache(1, 1).data.dtype == torch.bfloat16
 
     def test_fused_and_layer_by_layer_agree(self, model, batch):
         fused, eager = (

@@ -21,7 +21,7 @@ from valle.models.generation import UNKNOWN
 from valle.models.options import GenerationOptions
 from valle.modules.fused_step import FusedStep, why_not_fused
 from valle.modules.masks import close_gap, length_mask
-from valle.modules.quantization import quantize_linears
+from valle.modules.quantization import QuantizedLinear, quantize_linears
 from valle.modules.sampling import row_generators
 
 if TYPE_CHECKING:
@@ -147,8 +147,9 @@ def _converted(half: nn.Module, dtype: str) -> Any:
             raise ValueError(f"{dtype} is for a CPU; on {parameters[0].device} take bfloat16")
         half = copy.deepcopy(half)
         quantize_linears(half, _BITS[dtype])
-        for parameter in half.parameters():
-            parameter.data = parameter.data.to(target)
+        biases = (m.bias for m in half.modules() if isinstance(m, QuantizedLinear))
+        for tensor in [*half.parameters(), *(bias for bias in biases if bias is not None)]:
+            tensor.data = tensor.data.to(target)
         return half
     if all(parameter.dtype == target for parameter in parameters):
         return half

@@ -77,7 +77,7 @@ class NARDecoder(nn.Module):
         x = close_gap(condition, condition_lens, target, code_lens)
         positions = torch.arange(x.shape[1], device=x.device)[None]
         x = self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
-        span = AttentionSpan(key_mask=length_mask(condition_lens + code_lens, x.shape[1]))
+        span = AttentionSpan(key_mask=_padding_mask(condition_lens + code_lens, x.shape[1]))
         hidden = self.decoder(x, span, condition=self.stage_embedding(stages_here - 1))
         return self._apply_heads(take_frames(hidden, condition_lens, codes.shape[1]), stages)
 
@@ -94,3 +94,10 @@ class NARDecoder(nn.Module):
             ]
         )
         return logits[torch.cat(rows).argsort().to(logits.device)]
+
+
+def _padding_mask(lens: Tensor, max_len: int) -> Tensor | None:
+    """(B, max_len) bool; None where no row is padded, which a CPU can tell without waiting."""
+    if lens.device.type == "cpu" and int(lens.min()) == max_len:
+        return None
+    return length_mask(lens, max_len)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_BLOCK_FRAMES = 256  # of queries; their scores then fit into a processor's cache
+
 
 @dataclass
 class KVCache:
@@ -76,9 +78,33 @@ class SelfAttention(nn.Module):
             rows = torch.arange(B, device=x.device)
             cache[:, rows, :, span.positions] = qkv[:, 0, 1:]  # indexed as (B, 2, H, K)
             k, v = cache[:, :, :, : span.num_cached]
-        mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
+        heads = _attend(q, k, v, span)
         return self.out(heads.transpose(1, 2).reshape(B, L, D))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:
+    """(B, H, L, K) queries over keys and values, to (B, H, L, K)."""
+    is_open = span.key_mask is None and not span.is_causal and q.shape[2] > 1
+    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if is_open and on_cpu and not torch.is_grad_enabled():
+        return _attend_in_blocks(q, k, v)
+    mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as plain products, a block of queries at a time, so that scores stay small.
+
+    On CPUs that multiply matrices in bfloat16 this takes less than half the time of the fused
+    kernel (650 frames, 16 heads: 4.9 against 11.8 ms), which works in float32 there.
+    """
+    B, H, L, K = q.shape
+    q, k, v = ((t.reshape(B * H, -1, K)).contiguous() for t in (q * K**-0.5, k, v))
+    out = torch.empty_like(q)
+    for start in range(0, L, _BLOCK_FRAMES):
+        block = slice(start, start + _BLOCK_FRAMES)
+        torch.bmm(torch.bmm(q[:, block], k.mT).softmax(-1), v, out=out[:, block])
+    return out.view(B, H, L, K)
 
 
 class AdaptiveLayerNorm(nn.Module):
