@@ -16,8 +16,8 @@ from valle.modules.sampling import GREEDY, Sampling
 
 CPU = torch.device("cpu")
 TINY_RUN = (
-    *("--d-model 32 --num-layers 2 --nhead 2 --prompt-frames 5 --new-frames 8 --batch-sizes 1 2"),
-    *(" --rounds 2 --round-frames 2 --runs 1 --step-context 20 --contexts 20 40 --probe-mb 1"),
+    "--d-model 32 --num-layers 2 --nhead 2 --prompt-frames 5 --new-frames 8 --batch-sizes 1 2"
+    " --rounds 2 --round-frames 2 --runs 1 --step-context 20 --contexts 20 40 --probe-mb 1"
 )
 
 
@@ -25,7 +25,7 @@ TINY_RUN = (
 def run(tmp_path_factory):
     """The JSON and the printed lines of a whole run at a tiny size, memory apart."""
     file = tmp_path_factory.mktemp("benchmark") / "generate.json"
-    flags = [*"".join(TINY_RUN).split(), "--device", "cpu", "--output-file", str(file)]
+    flags = [*TINY_RUN.split(), "--device", "cpu", "--output-file", str(file)]
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda *texts, **_: printed.extend(map(str, texts)))
@@ -85,7 +85,7 @@ def test_printed_tables_hold_every_row(run):
 
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path, capfd):
     file = tmp_path / "generate.json"
-    flags = [*"".join(TINY_RUN).split(), "--output-file", str(file), "--dtypes", "float32"]
+    flags = [*TINY_RUN.split(), "--output-file", str(file), "--dtypes", "float32"]
     others = ["frame-step", "end-to-end", "contexts", "no-cache", "musicgen"]
     generate.main([*flags, "--batch-sizes", "1", "--skip", *others])
     rows = json.loads(file.read_text())["memory"]
@@ -97,7 +97,7 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path, capfd):
 def test_memory_process_that_fails_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "executable", "false")
     others = [name for name in generate.SECTIONS if name != "memory"]
-    flags = [*"".join(TINY_RUN).split(), "--output-file", str(tmp_path / "x.json")]
+    flags = [*TINY_RUN.split(), "--output-file", str(tmp_path / "x.json")]
     with pytest.raises(SystemExit):
         generate.main([*flags, "--dtypes", "float32", "--skip", *others])
     assert "could not measure the memory of ours/float32" in capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_missing_transformers_is_told_with_its_cure(monkeypatch, tmp_path, capsy
     monkeypatch.setitem(sys.modules, "transformers.models.musicgen", None)
     peers.musicgen_decoder.cache_clear()
     with pytest.raises(SystemExit):
-        generate.main("".join(TINY_RUN).split())
+        generate.main(TINY_RUN.split())
     told = capsys.readouterr().err
     assert "pip install 'transformers" in told
     assert "--skip musicgen" in told

@@ -74,6 +74,11 @@ def test_seed_repeats_and_prompt_duration_cuts(checkpoint, sounds, tmp_path):
     assert not np.array_equal(one["b_full.wav"], other["b_full.wav"])
 
 
+def test_numbered_names_do_not_meet_others():
+    assert infer_audiolm.different_names(["a", "a", "b"]) == ["a-1", "a-2", "b"]
+    assert len(set(infer_audiolm.different_names(["a", "a", "a-1"]))) == 3
+
+
 def test_files_of_one_name_stay_apart(checkpoint, sounds, tmp_path):
     found = infer(checkpoint, tmp_path / "out", "--audio-prompts", sounds[0], sounds[0])
     assert {"a-1_full.wav", "a-2_full.wav"} <= found.keys()
@@ -155,6 +160,8 @@ def test_mistakes_are_explained(checkpoint, sounds, tmp_path, codec_info, capsys
         (checkpoint, (*prompts, "--device", "nonsense"), "--device nonsense is no device"),
         (foreign, prompts, "they differ in fingerprint"),
         (checkpoint, (*prompts, "--batch-size", 0), "--batch-size must be 1 or more"),
+        (checkpoint, (*prompts, "--num-samples", -1), "--num-samples must be 1 or more, got -1"),
+        (checkpoint, (*prompts, "--window", -1), "window must be 0 or more frames"),
         (checkpoint, (*prompts, "--stream", "pcm", "--num-samples", 2), "plays one piece"),
         (checkpoint, (*prompts, "--window", 1, "--stride", 1), "must be less than window"),
     ):

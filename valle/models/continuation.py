@@ -73,14 +73,14 @@ class Continuation:
         generators: Sequence[torch.Generator],
         fused: FusedStep | None,
     ) -> ARRows:
-        context = self.windows.context
+        context = self.windows.window
         if context:
             room = context - self._buffered
             kept = context - self.windows.stride_frames
             prompts = [p if len(p) <= room else p[-kept:] for p in prompts]
         device = prompts[0].device
         lens = torch.tensor([len(p) for p in prompts], device=device)
-        longest = context or int(lens.max()) + self.max_new
+        longest = int(lens.max()) + self.max_new
         return ARRows(
             self.ar,
             self.ar.embedding(pad_sequence(list(prompts), batch_first=True)),
@@ -90,7 +90,7 @@ class Continuation:
             self.options.ar_sampling,
             RowDraws(generators, NUM_REDRAWS + prompts[0].shape[1], device),
             buffer_frames=self._buffered,
-            max_len=longest + self.ar.num_bos,
+            max_len=min(longest, context or longest) + self.ar.num_bos,
             fused=fused,
         )
 
@@ -100,7 +100,7 @@ class Continuation:
         recent = torch.full((len(self._complete), K), UNKNOWN, device=self._complete[0].device)
         for row, codes in zip(recent, self._complete, strict=True):
             last = codes[max(len(codes) - K, 0) :, 0]
-            row[: len(last)] = last
+            row[K - len(last) :] = last  # new codes take the first places, where nothing is
         return recent
 
     def _complete_chunk(self) -> Tensor:
@@ -135,7 +135,7 @@ class Continuation:
 
     def _move_windows(self) -> None:
         """Where another chunk would not fit into a row's context, drop the oldest of it."""
-        context = self.windows.context
+        context = self.windows.window
         if not context or self._rows.have_ended:
             return
         heard = self._rows.num_frames - self._num_done  # drawn, but not complete

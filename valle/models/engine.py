@@ -18,7 +18,7 @@ from valle.models.ar import ARDecoder
 from valle.models.checks import check_prompts
 from valle.models.continuation import Continuation
 from valle.models.generation import UNKNOWN
-from valle.models.options import GenerationOptions
+from valle.models.options import GenerationOptions, Windows
 from valle.modules.fused_step import FusedStep, why_not_fused
 from valle.modules.masks import close_gap, length_mask
 from valle.modules.quantization import QuantizedLinear, quantize_linears
@@ -39,7 +39,7 @@ class Engine:
     """A model that is kept warm: its weights in the type asked for, its frame step compiled.
 
     `AudioLM.inference` and `AudioLM.stream` make one for each call; who serves many prompts makes
-    one and keeps it.
+    one and keeps it, for one generation at a time.
 
     Args:
       model: the model, as it is now; make another engine after it has learned more. In another type
@@ -76,7 +76,8 @@ class Engine:
         """Continue prompts; see `AudioLM.inference`."""
         asked = GenerationOptions(**options)
         x, x_lens = check_prompts(x, x_lens, self.config)
-        chunks = list(self._chunks(x, x_lens, asked, generator, progress))
+        generators = row_generators(len(x) * asked.num_samples, generator)
+        chunks = list(self._chunks(x, x_lens, asked, generators, progress))
         x, x_lens = (t.repeat_interleave(asked.num_samples, dim=0) for t in (x, x_lens))
         new = torch.cat(chunks, dim=1) if chunks else x[:, :0]
         lens = (new[:, :, 0] != UNKNOWN).sum(1)
@@ -94,9 +95,10 @@ class Engine:
         **options: Any,
     ) -> Iterator[Tensor]:
         """Continue prompts, giving out new frames as they come; see `AudioLM.stream`."""
-        asked = GenerationOptions(**(STREAM_OPTIONS | options))
+        asked = GenerationOptions(**(_stream_options(options) | options))
         x, x_lens = check_prompts(x, x_lens, self.config)
-        return self._chunks(x, x_lens, asked, generator, progress)
+        generators = row_generators(len(x) * asked.num_samples, generator)
+        return self._chunks(x, x_lens, asked, generators, progress)
 
     @torch.no_grad()
     def _chunks(
@@ -104,10 +106,9 @@ class Engine:
         x: Tensor,
         x_lens: Tensor,
         options: GenerationOptions,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
+        generators: Sequence[torch.Generator],
         progress: Callable[[int], None] | None,
     ) -> Iterator[Tensor]:
-        generators = row_generators(x.shape[0] * options.num_samples, generator)
         prompts = [row[:n] for row, n in zip(x, x_lens.tolist(), strict=True)]
         with _evaluating(self.ar, self.nar):
             continuation = Continuation(
@@ -132,7 +133,7 @@ class Engine:
         if wanted:
             raise ValueError(f"no fused step: {reason}")
         if self.ar.head.bias.device.type == "cpu":
-            _say_once(f"frames are decoded layer by layer: {reason}")
+            _warn_once(f"frames are decoded layer by layer, which is slower: {reason}")
         return None
 
 
@@ -142,35 +143,44 @@ def _converted(half: nn.Module, dtype: str) -> Any:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     target = torch.float32 if dtype == "float32" else torch.bfloat16
     parameters = list(half.parameters())
-    if dtype in _BITS and isinstance(half, ARDecoder):
-        if parameters[0].device.type != "cpu":
-            raise ValueError(f"{dtype} is for a CPU; on {parameters[0].device} take bfloat16")
-        half = copy.deepcopy(half)
-        quantize_linears(half, _BITS[dtype])
-        biases = (m.bias for m in half.modules() if isinstance(m, QuantizedLinear))
-        for tensor in [*half.parameters(), *(bias for bias in biases if bias is not None)]:
-            tensor.data = tensor.data.to(target)
-        return half
-    if all(parameter.dtype == target for parameter in parameters):
+    is_quantized = dtype in _BITS and isinstance(half, ARDecoder)
+    if is_quantized and parameters[0].device.type != "cpu":
+        raise ValueError(f"{dtype} is for a CPU; on {parameters[0].device} take bfloat16")
+    if not is_quantized and all(parameter.dtype == target for parameter in parameters):
         return half
     # converted one by one, so that no second copy in the old type is made
     copies = {id(p): nn.Parameter(p.detach().to(target), requires_grad=False) for p in parameters}
-    return copy.deepcopy(half, copies)
+    converted = copy.deepcopy(half, copies).eval()
+    if is_quantized:
+        assert isinstance(converted, ARDecoder)
+        quantize_linears(converted.decoder, _BITS[dtype])
+        converted.set_submodule("head", QuantizedLinear.from_linear(converted.head, _BITS[dtype]))
+    return converted
+
+
+def _stream_options(given: dict[str, Any]) -> dict[str, int]:
+    """`STREAM_OPTIONS`, made to fit into the stride of a short window."""
+    windows = Windows(given.get("window", 0), given.get("stride", 0))
+    most = windows.stride_frames
+    if not most or STREAM_OPTIONS["chunk"] + STREAM_OPTIONS["lookahead"] <= most:
+        return STREAM_OPTIONS
+    lookahead = most // 3
+    return STREAM_OPTIONS | {"chunk": most - lookahead, "lookahead": lookahead}
 
 
 @contextmanager
 def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode inside, the mode of each before outside."""
-    were_training = [module.training for module in modules]
+    """Eval mode inside; outside the mode that each of their parts had."""
+    modes = {part: part.training for module in modules for part in module.modules()}
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for module, was_training in zip(modules, were_training, strict=True):
-            module.train(was_training)
+        for part, was_training in modes.items():
+            part.training = was_training
 
 
 @lru_cache
-def _say_once(message: str) -> None:
-    logging.getLogger(__name__).info(message)
+def _warn_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)

@@ -24,6 +24,10 @@ UNKNOWN = -1
 # Asking a device whether all rows have ended makes the host wait for it; a CPU knows at once.
 END_CHECK_INTERVAL = 16
 
+# Share of a batch that must have ended before the others move to memory of their own, which takes
+# about a frame's time on a CPU; on a GPU a graph must be recorded anew.
+_SHARE_TO_DROP_ON_CPU, _SHARE_TO_DROP = 0.25, 0.5
+
 # Numbers that chance needs a frame, beside one for each quantizer: a second draw of the first.
 NUM_REDRAWS = 1
 
@@ -75,7 +79,7 @@ def prefill(
 class ARRows:
     """The rows of a batch while quantizer 1 grows. All tensors are static and written in place.
 
-    Rows that have ended leave the batch: they cost nothing more.
+    Rows that have ended leave the batch, some at a time, as those that stay move to new memory.
 
     Args:
       ar: the autoregressive half, in eval mode.
@@ -120,7 +124,7 @@ class ARRows:
         # the host's counts once more for the device: frames since the start, frames in the buffer
         self._frame = torch.zeros(1, dtype=torch.long, device=device)
         self._column = torch.zeros(1, dtype=torch.long, device=device)
-        self._first_logits = self._prefill(condition, condition_lens, max_len, fused)
+        self._first_logits, self._state = self._prefill(condition, condition_lens, max_len, fused)
         self._next_frame = GraphedCall(self._decode_and_draw, device)
 
     @property
@@ -136,7 +140,7 @@ class ARRows:
         self.num_frames += 1
         on_cpu = self.codes.device.type == "cpu"
         if on_cpu or self.num_frames % END_CHECK_INTERVAL == 0:
-            self._drop_ended(at_least=0.0 if on_cpu else 0.5)
+            self._drop_ended(_SHARE_TO_DROP_ON_CPU if on_cpu else _SHARE_TO_DROP)
 
     def forget(self, num_frames: int) -> None:
         """Drop the first frames of the buffers, to make room for as many new ones."""
@@ -148,7 +152,7 @@ class ARRows:
 
     def frames_read(self) -> dict[int, int]:
         """How many frames each living row will hold in its cache when its last code is read."""
-        self._drop_ended(at_least=0.0)
+        self._drop_ended(0.0)  # a window moves for the living alone
         return dict(zip(self._live.tolist(), (self._state.lens + 1).tolist(), strict=True))
 
     def read_again(self, row: int, condition: Tensor, codes: Tensor) -> None:
@@ -170,7 +174,7 @@ class ARRows:
 
     def _prefill(
         self, condition: Tensor, condition_lens: Tensor, max_len: int, fused: FusedStep | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, ARState]:
         """Read each condition once, then give every sample of it a row of its own."""
         num_prompts, device = condition.shape[0], condition.device
         no_codes = torch.zeros(num_prompts, 0, dtype=torch.long, device=device)
@@ -183,8 +187,7 @@ class ARRows:
             cache, logits, lens = cache.take(rows), logits[rows], lens[rows]
         # a device works through the same launches every frame; a host can count what is cached
         longest = int(lens.max()) if device.type == "cpu" else None
-        self._state = ARState(cache, lens, longest, fused)
-        return logits
+        return logits, ARState(cache, lens, longest, fused)
 
     def _decode_and_draw(self) -> None:
         self._draw(self.ar.decode_one_frame(self._last, self._state))
@@ -206,10 +209,11 @@ class ARRows:
         self._frame += 1
         self._column += 1
 
-    def _drop_ended(self, at_least: float) -> None:
-        """Take rows that have ended out of the batch, where more than this share of it has."""
+    def _drop_ended(self, share: float) -> None:
+        """Take rows that have ended out of the batch, where at least this share of it has."""
         kept = self._is_alive.nonzero()[:, 0]
-        if len(kept) >= len(self._live) * (1 - at_least):
+        num_ended = len(self._live) - len(kept)
+        if num_ended == 0 or num_ended < share * len(self._live):
             return
         self._live, self._last, self._recent = (
             t[kept] for t in (self._live, self._last, self._recent)

@@ -37,8 +37,8 @@ class Length:
 class Windows:
     """How much of a long piece is read and finished at a time; 0 is always "no bound".
 
-    The AR half reads at most `context` frames. When it has no room for another chunk, its oldest
-    frames go, so that `context - stride` remain, and it reads these again; as the prompt that they
+    The AR half reads at most `window` frames. When it has no room for another chunk, its oldest
+    frames go, so that `window - stride` remain, and it reads these again; as the prompt that they
     now are, with the codes of all quantizers. A prompt without room for a stride after it is read
     from its end in the same way.
 
@@ -48,14 +48,14 @@ class Windows:
     the full pass over just those frames.
 
     Attributes:
-      context: most frames the AR half reads, prompt included.
-      stride: frames by which the context moves on; default half of it.
+      window: most frames the AR half reads, prompt included.
+      stride: frames by which the window moves on; default half of it.
       chunk: frames that are completed and given out at once; default the most that fit.
       lookahead: frames after a chunk that the NAR half hears before completing it.
       nar_context: most frames before a chunk that it hears; default all that the AR half keeps.
     """
 
-    context: int = 0
+    window: int = 0
     stride: int = 0
     chunk: int = 0
     lookahead: int = 0
@@ -65,24 +65,26 @@ class Windows:
         for name, value in vars(self).items():
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more frames, got {value}")
-        if not self.context:
+        if not self.window:
+            if self.stride:
+                raise ValueError(f"stride {self.stride} moves a window, but window is 0 (all)")
             return
-        if not self.stride_frames < self.context:
-            raise ValueError(f"stride {self.stride} must be less than window {self.context}")
-        if not self.context - self.stride_frames > max(self.lookahead, 1):
+        if not self.stride_frames < self.window:
+            raise ValueError(f"stride {self.stride} must be less than window {self.window}")
+        if not self.window - self.stride_frames > max(self.lookahead, 1):
             raise ValueError(
-                f"window {self.context} less stride {self.stride_frames} must leave more than the "
+                f"window {self.window} less stride {self.stride_frames} must leave more than the "
                 f"lookahead of {self.lookahead} frames to go on from"
             )
         if self.chunk + self.lookahead > self.stride_frames or self.chunk_frames < 1:
             raise ValueError(
                 f"chunk {self.chunk} and lookahead {self.lookahead} must fit into the stride of "
-                f"{self.stride_frames} frames (window {self.context})"
+                f"{self.stride_frames} frames (window {self.window})"
             )
 
     @property
     def stride_frames(self) -> int:
-        return self.stride or self.context // 2
+        return self.stride or self.window // 2
 
     @property
     def chunk_frames(self) -> int:
@@ -92,9 +94,9 @@ class Windows:
     @property
     def kept(self) -> int:
         """Complete frames that are still needed after a chunk; 0 is all."""
-        if not self.context:
+        if not self.window:
             return self.nar_context
-        return max(self.nar_context, self.context - self.stride_frames)
+        return max(self.nar_context, self.window - self.stride_frames)
 
 
 @dataclass(frozen=True)

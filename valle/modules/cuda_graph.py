@@ -21,23 +21,28 @@ class GraphedCall:
     WARM_UP_CALLS = 3
 
     def __init__(self, function: Callable[[], None], device: torch.device) -> None:
-        self._function = function
-        self._is_graphed = device.type == "cuda"
+        self._function, self._device = function, device
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        if not self._is_graphed:
+        if self._device.type != "cuda":
             self._function()
-        elif self._num_calls < self.WARM_UP_CALLS:
-            self._warm_up()
-        else:
-            if self._graph is None:
-                self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph):  # records the calls, runs none of them
-                    self._function()
-            self._graph.replay()
+            return
+        with torch.cuda.device(self._device):
+            if self._num_calls < self.WARM_UP_CALLS:
+                self._warm_up()
+            else:
+                self._replay()
         self._num_calls += 1
+
+    def _replay(self) -> None:
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # records the calls, runs none of them; other threads may go on allocating meanwhile
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._function()
+        self._graph.replay()
 
     def _warm_up(self) -> None:
         """A real call, on a stream of its own as capturing asks for."""

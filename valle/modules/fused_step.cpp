@@ -207,8 +207,9 @@ void tile(const Linear& w, int64_t o, Rows x, int64_t row, const Target& target)
     int64_t i = 0;
     for (; i + STEP <= w.inputs; i += STEP) {
         if (row == 0)  // later rows find the weights in the processor's cache
-            for (int line = 0; line < NO * Format::BYTES; line += 64, ahead += 64)
-                __builtin_prefetch(ahead);
+            for (int line = 0; line < NO * Format::BYTES; line += 64)
+                __builtin_prefetch(ahead + line);
+        ahead += NO * Format::BYTES;
         tile.add(w, o, x, row, i, STEP);
     }
     if (i < w.inputs) tile.add(w, o, x, row, i, w.inputs - i);

@@ -36,9 +36,9 @@ class FusedStep:
     """One new frame through a decoder and its head.
 
     Weights are read where they lie, so that they take no memory twice; biases and norms are copied
-    to float32. Build a new step after the weights were changed. Activations are float32, whatever
-    the weights are. A row's logits are the same to the last bit whatever the other rows are, and
-    whatever the number of threads.
+    where they are not float32. Build a new step after the weights were changed. Activations are
+    float32, whatever the weights are. A row's logits are the same to the last bit whatever the
+    other rows are, and whatever the number of threads.
     """
 
     def __init__(self, decoder: Decoder, head: "nn.Linear | QuantizedLinear"):

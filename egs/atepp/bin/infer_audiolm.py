@@ -30,8 +30,8 @@ from infer_output import GrowingFiles, Meter, Sink, StreamedPiece, write_sounds
 from torch import Tensor
 
 from valle.data import Codec, CodecInfo, RawPCM, ReaderGone, collate_codes, load_audio
-from valle.models import AudioLM, Engine
-from valle.models.engine import DTYPES
+from valle.models import AudioLM, Engine, GenerationOptions
+from valle.models.engine import DTYPES, STREAM_OPTIONS
 from valle.modules.sampling import row_generators
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.cli import str2bool
@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         continue_files(args)
     except ReaderGone:
         logging.info("the player has closed the pipe")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped\n")
     except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 
@@ -151,8 +153,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     num_prompts = len(args.audio_prompts) + args.num_unconditional
     if num_prompts < 1:
         raise ValueError("nothing to do: give --audio-prompts FILE..., or --num-unconditional N")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be 1 or more, got {args.batch_size}")
+    for name in ("batch_size", "num_samples"):
+        if getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
     if args.stream == "pcm" and num_prompts * args.num_samples != 1:
         raise ValueError(
             f"--stream pcm plays one piece, got {num_prompts} prompts x {args.num_samples} samples"
@@ -184,9 +188,13 @@ def read_prompts(args: argparse.Namespace, codec: Codec, num_quantizers: int) ->
     codes += [torch.zeros(0, num_quantizers, dtype=torch.long)] * args.num_unconditional
     stems = [path.stem for path in args.audio_prompts]
     stems += [f"unconditional-{i + 1}" for i in range(args.num_unconditional)]
-    # two files of one name must not write over each other
+    return Prompts(different_names(stems), codes)
+
+
+def different_names(stems: list[str]) -> list[str]:
+    """Numbers where names would be the same, so that no file is written over another."""
     names = [s if stems.count(s) == 1 else f"{s}-{i + 1}" for i, s in enumerate(stems)]
-    return Prompts(names, codes)
+    return names if len(set(names)) == len(names) else different_names(names)
 
 
 def generation_options(
@@ -217,9 +225,11 @@ def generation_options(
     if window is None:
         window = checkpoint.get("filter_max_duration") or 0.0
     longest = max(len(codes) for codes in prompts.codes) + options["max_new_tokens"]
-    if 0 < frames(window) < longest:
+    if frames(window) and frames(window) < longest:
         logging.info(f"{longest / frame_rate:g} s are made in windows of {window:g} s")
         options |= {"window": frames(window), "stride": frames(args.stride)}
+        options.setdefault("lookahead", STREAM_OPTIONS["lookahead"])
+    GenerationOptions(**options)  # checks itself, before any time is spent
     return options
 
 

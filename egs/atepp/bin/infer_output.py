@@ -111,9 +111,13 @@ class StreamedPiece(AbstractContextManager["StreamedPiece"]):
     """
 
     def __init__(self, codec: Codec, prompt: Tensor, sink: Sink) -> None:
-        self._decoder, self._sink, self._has_ended = codec.stream_decoder(), sink, False
-        if len(prompt):
-            self._sink.write(self._decoder.feed(prompt[None])[0])
+        self._decoder, self._prompt, self._sink = codec.stream_decoder(), prompt, sink
+        self._has_ended = False
+
+    def __enter__(self) -> "StreamedPiece":
+        if len(self._prompt):
+            self._sink.write(self._decoder.feed(self._prompt[None])[0])
+        return self
 
     def feed(self, codes: Tensor) -> int:
         """Take (C, Q) codes, `UNKNOWN` past the end; return how many frames there were."""

@@ -66,8 +66,10 @@ def read_pieces(args: argparse.Namespace, model: AudioLM) -> Pieces:
     needed = round((args.prompt_duration + args.segment_duration) / shift)
     pieces: dict[str, np.ndarray] = {}
     for id_, parts in by_recording.items():
+        if len(pieces) == args.num_prompts:
+            break
         codes = join_cuts(parts)
-        if len(codes) >= needed and len(pieces) < args.num_prompts:
+        if len(codes) >= needed:
             check_codes(codes, id_, model.config.num_quantizers, model.config.num_audio_tokens)
             pieces[id_] = codes
     if not pieces:
