@@ -85,12 +85,17 @@ def test_files_of_one_name_stay_apart(checkpoint, sounds, tmp_path):
 
 
 @pytest.mark.parametrize("max_duration", [0.4, 3])
-def test_a_stream_writes_what_is_written_as_a_whole(checkpoint, sounds, tmp_path, max_duration):
+def test_a_stream_writes_what_is_written_as_a_whole(
+    checkpoint, sounds, tmp_path, max_duration, caplog
+):
     """Also beyond the window, which is 1 s here."""
+    caplog.set_level(logging.INFO)
     flags = ("--audio-prompts", *sounds, "--max-duration", max_duration, "--window", 1)
     flags += ("--chunk", 0.1, "--lookahead", 0.06, "--nar-context", 0.5, "--dtype", "float32")
     whole = infer(checkpoint, tmp_path / "whole", *flags)
+    assert "first new sound" not in caplog.text
     stream = infer(checkpoint, tmp_path / "stream", *flags, "--stream")
+    assert "first new sound after" in caplog.text
     assert whole.keys() == stream.keys()
     assert len(stream["b_full.wav"]) == 8000 * (1.5 + max_duration)
     for name, sound in whole.items():

@@ -294,6 +294,7 @@ def stream_batch(
         ]
         for chunk in engine.stream(x.to(codec.device), x_lens.to(codec.device), **options):
             meter.count(sum(row.feed(codes) for row, codes in zip(rows, chunk.cpu(), strict=True)))
+            meter.note_sound()
         for row in rows:
             row.finish()
 

@@ -48,17 +48,22 @@ class Meter(AbstractContextManager["Meter"]):
 
     def count(self, num_frames: int) -> None:
         """Note frames, of all rows together, that are complete."""
+        self._num_frames += num_frames
+
+    def note_sound(self) -> None:
+        """Note that sound has left for its listener."""
         if self._first_after is None:
             self._first_after = time.perf_counter() - self._started
-        self._num_frames += num_frames
 
     def summary(self) -> str:
         """Seconds, frames a second, real-time factor, memory."""
         seconds, sound = self._seconds, self._num_frames / self._frame_rate
+        first = self._first_after
         return (
             f"{self._num_frames} frames ({sound:.1f} s of sound) in {seconds:.1f} s: "
             f"{self._num_frames / seconds:.0f} frames/s, {sound / seconds:.2f} x real time, "
-            f"first frames after {self._first_after or seconds:.1f} s, peak memory {self._memory()}"
+            + (f"first new sound after {first:.2f} s, " if first is not None else "")
+            + f"peak memory {self._memory()}"
         )
 
     def _memory(self) -> str:
