@@ -116,7 +116,7 @@ class ARRows:
         self.lens = torch.zeros(B, dtype=torch.long, device=device)
         """(B,) new frames of each row since the start."""
         self.num_frames = 0
-        """New frames of the longest row since the start."""
+        """Frames drawn since the start."""
         self._recent = recent
         self._live = torch.arange(B, device=device)  # the rows that have not ended
         self._is_alive = torch.ones(B, dtype=torch.bool, device=device)
