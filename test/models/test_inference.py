@@ -186,6 +186,13 @@ def test_nar_is_greedy_unless_asked(model, batch):
     assert not torch.equal(greedy, sampled)
 
 
+def test_the_nar_half_passes_once_a_quantizer(model, batch):
+    passes = []
+    model.nar.register_forward_hook(lambda *args: passes.append(int(args[1][4][0])))
+    model.inference(batch.x[:1], max_new_tokens=20, ignore_eos=True)
+    assert passes == [1, 2]
+
+
 def test_top_k_1_is_greedy(model, batch):
     greedy = model.inference(batch.x, max_new_tokens=9, **GREEDY)
     top_1 = model.inference(batch.x, max_new_tokens=9, top_k=1, ignore_eos=True)
