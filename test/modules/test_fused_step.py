@@ -339,3 +339,27 @@ def test_shares_the_openmp_threads_of_torch():
     step_through(model, torch.randn(1, 2, 32), model.cache(1, 2))
     files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert len([file for file in files if "libgomp" in file or "libomp" in file]) <= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@compiled
+def test_too_little_memory_is_an_error_and_no_crash():
+    """In a process of its own, whose memory is limited once its tensors are there."""
+    script = """
+import resource, torch
+from valle.modules.fused_step import FusedStep
+from valle.modules.transformer import Decoder
+B, decoder = 200_000, Decoder(32, 4, num_layers=1).eval()
+step, cache = FusedStep(decoder, torch.nn.Linear(32, 5)), decoder.new_cache(B, 1).data
+x, positions = torch.zeros(B, 32), torch.zeros(B, dtype=torch.long)
+now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + 2**26, now + 2**26))
+try:
+    step(x, positions, cache)
+except MemoryError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "not enough memory for a frame of 200000 rows" in done.stdout, done.stderr

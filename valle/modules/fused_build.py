@@ -119,7 +119,7 @@ def _function_in(folder: Path) -> Any:
     except _CompilationError:  # some compilers know no "native"
         path = _built(folder, compiler, _FLAGS.split())
     function = ctypes.CDLL(str(path)).valle_decode_frame
-    function.argtypes, function.restype = [ctypes.POINTER(Frame)], None
+    function.argtypes, function.restype = [ctypes.POINTER(Frame)], ctypes.c_int
     return function
 
 

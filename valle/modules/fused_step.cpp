@@ -23,6 +23,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -365,11 +366,14 @@ void attention(const Frame& f, int64_t layer, Activations& shared, Attention& ow
 
 // ---- The frame ----
 
-void decode(const Frame& f, Activations& shared) {
-    int64_t longest = 1 + *std::max_element(f.positions, f.positions + f.B);
-    Attention own(f.D / f.H, longest);
-    Buffer own_normed(f.B, f.D);  // each thread normalises for itself: cheaper than a barrier
-    Rows x = shared.residual.rows, normed = own_normed.rows, qkv = shared.qkv.rows;
+struct Scratch {  // a thread's own
+    Attention attention;
+    Buffer normed;  // each thread normalises for itself: cheaper than a barrier
+    Scratch(const Frame& f, int64_t longest) : attention(f.D / f.H, longest), normed(f.B, f.D) {}
+};
+
+void decode(const Frame& f, Activations& shared, Scratch& own) {
+    Rows x = shared.residual.rows, normed = own.normed.rows, qkv = shared.qkv.rows;
     Rows heads = shared.heads.rows, hidden = shared.hidden.rows;
     Rows base = f.residual_is_normed ? normed : x;
     for (int64_t i = 0; i < f.num_layers; i++) {
@@ -378,9 +382,9 @@ void decode(const Frame& f, Activations& shared) {
         linear(layer.qkv, normed, f.B, {qkv, qkv, Then::STORE});
         shared.barrier.wait();
         if (f.cache_is_bfloat16)
-            attention<uint16_t>(f, i, shared, own);
+            attention<uint16_t>(f, i, shared, own.attention);
         else
-            attention<float>(f, i, shared, own);
+            attention<float>(f, i, shared, own.attention);
         shared.barrier.wait();
         linear(layer.out, heads, f.B, {x, base, Then::ADD});
         shared.barrier.wait();
@@ -396,10 +400,19 @@ void decode(const Frame& f, Activations& shared) {
 }
 }  // namespace
 
-extern "C" void valle_decode_frame(const Frame* frame) {
-    Activations shared(*frame);
-    for (int64_t b = 0; b < frame->B; b++)
-        memcpy(shared.residual.rows[b], frame->x + b * frame->D, frame->D * sizeof(float));
-#pragma omp parallel num_threads(frame->num_threads)
-    decode(*frame, shared);
+// 0, or 1 where there was not enough memory; all of it is taken before the threads start.
+extern "C" int valle_decode_frame(const Frame* frame) try {
+    const Frame& f = *frame;
+    int64_t longest = 1 + *std::max_element(f.positions, f.positions + f.B);
+    Activations shared(f);
+    std::vector<Scratch> own;
+    own.reserve(f.num_threads);
+    for (int64_t thread = 0; thread < f.num_threads; thread++) own.emplace_back(f, longest);
+    for (int64_t b = 0; b < f.B; b++)
+        memcpy(shared.residual.rows[b], f.x + b * f.D, f.D * sizeof(float));
+#pragma omp parallel num_threads(f.num_threads)
+    decode(f, shared, own[omp_get_thread_num()]);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }

@@ -96,7 +96,8 @@ class FusedStep:
         frame.cache_is_bfloat16 = cache.dtype == torch.bfloat16
         frame.x, frame.positions = x.data_ptr(), positions.data_ptr()
         frame.cache, frame.logits = cache.data_ptr(), logits.data_ptr()
-        self._function(ctypes.byref(frame))
+        if self._function(ctypes.byref(frame)) != 0:
+            raise MemoryError(f"not enough memory for a frame of {len(x)} rows: take fewer at once")
         return logits
 
     def _check(self, x: Tensor, positions: Tensor, cache: Tensor) -> None:
