@@ -6,7 +6,7 @@ quantizer 1 frame by frame, `nar` predicts quantizers 2 to Q, a pass a quantizer
 B batch, S prompt frames, T target frames, Q quantizers, V codebook size, D model width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -316,14 +316,7 @@ class AudioLM(nn.Module):
     # Generation
 
     def inference(
-        self,
-        x: Tensor,
-        x_lens: Tensor | None = None,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        progress: Callable[[int], None] | None = None,
-        return_lens: bool = False,
-        **options: Any,
+        self, x: Tensor, x_lens: Tensor | None = None, **options: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Continue prompts.
 
@@ -333,12 +326,12 @@ class AudioLM(nn.Module):
         Args:
           x: (P, S, Q) prompt codes; `x_lens` (P,), left out where all rows are full. A model with
             `prepend_bos` also takes empty prompts, (P, 0, Q).
-          generator: where random numbers come from: one, which gives each row a seed in turn, or
-            one a row, on the CPU. None is torch's default one.
-          progress: called after every frame of quantizer 1 with the number of new frames.
-          return_lens: also return the rows' lengths.
           options: `max_new_tokens`, `temperature`, `top_k` and the other fields of
-            `GenerationOptions`, which says what they mean.
+            `GenerationOptions`, which says what they mean; and these:
+            generator: where random numbers come from: one, which gives each row a seed in turn, or
+              a list of one a row, on the CPU. Default is torch's own.
+            progress: called after every frame of quantizer 1 with the number of new frames.
+            return_lens: also return the rows' lengths.
 
         Returns:
           (B, L, Q) int64: each row's prompt untouched, then its new frames. L is the longest row;
@@ -348,24 +341,9 @@ class AudioLM(nn.Module):
         Raises:
           ValueError: arguments that cannot be; the message says which.
         """
-        return Engine(self).inference(
-            x,
-            x_lens,
-            generator=generator,
-            progress=progress,
-            return_lens=return_lens,
-            **options,
-        )
+        return Engine(self).inference(x, x_lens, **options)
 
-    def stream(
-        self,
-        x: Tensor,
-        x_lens: Tensor | None = None,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        progress: Callable[[int], None] | None = None,
-        **options: Any,
-    ) -> Iterator[Tensor]:
+    def stream(self, x: Tensor, x_lens: Tensor | None = None, **options: Any) -> Iterator[Tensor]:
         """Continue prompts, giving out new frames while more are made.
 
         The chunks joined are what `inference` returns after the prompt if it is given the same
@@ -373,12 +351,12 @@ class AudioLM(nn.Module):
         not given (`STREAM_OPTIONS`). The first chunk comes after `chunk + lookahead` frames.
 
         Args:
-          x, x_lens, generator, progress, options: those of `inference`.
+          x, x_lens, options: those of `inference`, but for `return_lens`.
 
         Yields:
           (B, C, Q) int64, the next frames of each row, -1 past a row's end.
         """
-        return Engine(self).stream(x, x_lens, generator=generator, progress=progress, **options)
+        return Engine(self).stream(x, x_lens, **options)
 
 
 class _HalfScore(NamedTuple):

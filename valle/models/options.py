@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from valle.modules.sampling import Sampling
+from valle.modules.sampling import GREEDY, Sampling
 
 
 @dataclass(frozen=True)
@@ -124,21 +124,21 @@ class GenerationOptions:
     """
 
     max_new_tokens: int = 500
-    min_new_tokens: int = 0
-    ignore_eos: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_window: int = 0
-    repetition_threshold: float = 0.1
-    nar_temperature: float = 0.0
+    min_new_tokens: int = Length.min_new_frames
+    ignore_eos: bool = Length.ignore_eos
+    temperature: float = Sampling.temperature
+    top_k: int = Sampling.top_k
+    top_p: float = Sampling.top_p
+    min_p: float = Sampling.min_p
+    repetition_window: int = Sampling.repetition_window
+    repetition_threshold: float = Sampling.repetition_threshold
+    nar_temperature: float = GREEDY.temperature
     num_samples: int = 1
-    window: int = 0
-    stride: int = 0
-    chunk: int = 0
-    lookahead: int = 0
-    nar_context: int = 0
+    window: int = Windows.window
+    stride: int = Windows.stride
+    chunk: int = Windows.chunk
+    lookahead: int = Windows.lookahead
+    nar_context: int = Windows.nar_context
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
