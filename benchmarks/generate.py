@@ -17,10 +17,8 @@ measures right before and after. Tables come as Markdown, and everything as JSON
 import argparse
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,16 @@ import report
 import torch
 from contenders import WARM_UP_FRAMES, Cached, Phases
 from lineup import FLOATS, Lineup
-from measure import (
-    BandwidthProbe,
-    interleave,
-    load_average,
-    machine_facts,
-    memory_now,
-    peak_memory,
-    reset_peak_memory,
-)
+from measure import interleave
 from peers import import_musicgen
-from report import Bandwidth, MemoryRow, StepRow, WholeRow
+from report import MemoryRow, StepRow, WholeRow
+from run import Run, memory_of, positive, show
 
 from valle.models.engine import DTYPES
 from valle.utils.dist import choose_device
-from valle.utils.files import written_whole
 
 SECTIONS = ("frame-step", "end-to-end", "no-cache", "musicgen", "contexts", "memory")
 FRAME_RATE = 50  # of encodec_32khz
-BUSY_LOAD = 0.5
 # flags that the process which measures memory takes over
 _SIZES = ("d-model", "num-layers", "nhead", "prompt-frames", "new-frames", "top-k", "device")
 
@@ -78,13 +67,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    """For argparse, which adds the name of the flag to the error."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return int(text)
-
-
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = get_parser()
@@ -94,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.manual_seed(0)
         with torch.no_grad():
             if args.memory_of:
-                print(json.dumps(memory_of(args)))
+                print(json.dumps(memory_of_contender(args)))
             else:
                 Benchmark(args).run()
     except (ValueError, ImportError, OSError) as error:
@@ -111,19 +93,17 @@ def fill_defaults(args: argparse.Namespace) -> None:
     args.probe_mb = args.probe_mb or (4096 if on_gpu else 512)
 
 
-class Benchmark:
-    """One run: what was asked, and what was found so far."""
+class Benchmark(Run):
+    """Runs the sections that are not skipped."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.facts = machine_facts(args.device)
-        self.probe = BandwidthProbe(args.device, args.probe_mb * 2**20)
+        super().__init__(args, __file__, _SIZES)
         self.lineup = Lineup(args)
         self.contenders = {key: self.lineup.make(key) for key in self.lineup.participants()}
-        self.found: dict[str, Any] = {}
 
     def run(self) -> None:
-        self._introduce()
+        self.introduce(model=self.lineup.config)
+        self._warn_if_not_fused()
         sections: dict[str, Callable[[], list[Any]]] = {
             "frame-step": self.frame_steps,
             "end-to-end": self.whole_generations,
@@ -132,16 +112,15 @@ class Benchmark:
         }
         for name, section in sections.items():
             if name not in self.args.skip:
-                self.found[name.replace("-", "_")] = [asdict(row) for row in section()]
-                self._save()
-        print(f"{Bandwidth.of(self.probe)}\n\nEverything is in {self.args.output_file}")
+                self.keep(name.replace("-", "_"), section())
+        self.close()
 
     def frame_steps(self) -> list[StepRow]:
         context, rows = self.args.step_context, []
         cached = [c for c in self.contenders.values() if isinstance(c, Cached)]
         for batch in self.args.batch_sizes:
             rows += self._time_steps([(contender, batch, context) for contender in cached])
-        _show(f"The frame step, about frame {context}", report.steps_table(rows))
+        show(f"The frame step, about frame {context}", report.steps_table(rows))
         return rows
 
     def whole_generations(self) -> list[WholeRow]:
@@ -152,7 +131,7 @@ class Benchmark:
                 rows.append(WholeRow.of(c.name, c.dtype, batch, num_new, phases, FRAME_RATE))
         report.compare(rows)
         title = f"A prompt of {self.args.prompt_frames} frames and {num_new} new ones"
-        _show(title, report.wholes_table(rows))
+        show(title, report.wholes_table(rows))
         return rows
 
     def contexts(self) -> list[StepRow]:
@@ -160,16 +139,16 @@ class Benchmark:
         for key, contender in self.contenders.items():
             if key.startswith("ours/") and key != "ours/int4" and isinstance(contender, Cached):
                 rows += self._time_steps([(contender, 1, n) for n in self.args.contexts])
-        _show("The frame step in longer and longer contexts", report.contexts_table(rows))
+        show("The frame step in longer and longer contexts", report.contexts_table(rows))
         return rows
 
     def memory(self) -> list[MemoryRow]:
         rows = []
         for batch in self.args.batch_sizes:
             for key, c in self.contenders.items():
-                found = self._measure_elsewhere(key, batch)
+                found = self.measure_elsewhere(key, batch_sizes=batch)
                 rows.append(MemoryRow(c.name, c.dtype, batch, **found))
-        _show("Memory, each in a process of its own", report.memory_table(rows))
+        show("Memory, each in a process of its own", report.memory_table(rows))
         return rows
 
     def _generate(self, batch_size: int) -> dict[str, list[Phases]]:
@@ -201,61 +180,25 @@ class Benchmark:
             rows[-1].ratio = timing.ratio_to(timings[0])
         return rows
 
-    def _measure_elsewhere(self, key: str, batch_size: int) -> dict[str, float]:
-        """`memory_of` in a new process, where no other contender has used memory."""
-        sizes = [(f"--{name}", getattr(self.args, name.replace("-", "_"))) for name in _SIZES]
-        flags = [*sizes, ("--memory-of", key), ("--batch-sizes", batch_size)]
-        command = [sys.executable, __file__, *(str(part) for flag in flags for part in flag)]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if child.returncode != 0:
-            raise OSError(f"could not measure the memory of {key}: its process says why above")
-        return json.loads(child.stdout.splitlines()[-1])
-
-    def _introduce(self) -> None:
-        for name, value in self.facts.items():
-            if value is not None:
-                print(f"- {name.replace('_', ' ')}: {value}")
-        print(f"- model: {self.lineup.config}\n", flush=True)
-        load = self.facts["load_average_at_start"]
-        if isinstance(load, float) and load > BUSY_LOAD:
-            logging.warning(
-                f"this machine is busy (load average {load:.1f}): figures will be too low and "
-                "ratios less sure; better wait until it is idle"
-            )
+    def _warn_if_not_fused(self) -> None:
         reason = self.lineup.why_not_fused()
         if reason is not None and self.args.device.type == "cpu":
             logging.warning(f"no fused step: {reason}")
 
-    def _save(self) -> None:
-        arguments = {k: v for k, v in vars(self.args).items() if k != "memory_of"}
-        everything = {
-            "facts": self.facts | {"load_average_at_end": load_average()},
-            "arguments": arguments,
-            "bandwidth": asdict(Bandwidth.of(self.probe)),
-            **self.found,
-        }
-        with written_whole(self.args.output_file) as path:
-            path.write_text(json.dumps(everything, indent=2, default=str) + "\n")
 
-
-def _show(title: str, table: str) -> None:
-    print(f"## {title}\n\n{table}\n", flush=True)
-
-
-def memory_of(args: argparse.Namespace) -> dict[str, float]:
+def memory_of_contender(args: argparse.Namespace) -> dict[str, float]:
     """Megabytes of the contender `args.memory_of`, as `MemoryRow` counts them."""
     lineup = Lineup(args)
     prompt = lineup.prompt(args.batch_sizes[0])
     if args.memory_of.startswith("musicgen"):
         import_musicgen()  # code is no model
-    before = memory_now(args.device)
-    contender = lineup.make(args.memory_of)
-    lineup.forget_model()
-    loaded = memory_now(args.device)
-    reset_peak_memory(args.device)
-    contender.generate(prompt, args.new_frames)
-    peak = peak_memory(args.device)
-    return {"loaded": (loaded - before) / report.MB, "peak": (peak - before) / report.MB}
+
+    def make() -> Callable[[], object]:
+        contender = lineup.make(args.memory_of)
+        lineup.forget_model()
+        return lambda: contender.generate(prompt, args.new_frames)
+
+    return memory_of(make, args.device)
 
 
 if __name__ == "__main__":

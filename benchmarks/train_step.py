@@ -19,25 +19,14 @@ process of its own each. Tables come as Markdown, and everything as JSON in a fi
 import argparse
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from generate import BUSY_LOAD, positive
-from measure import (
-    BandwidthProbe,
-    interleave,
-    load_average,
-    machine_facts,
-    memory_now,
-    peak_memory,
-    reset_peak_memory,
-)
+from measure import interleave
 from peers import import_musicgen
-from report import MB, Bandwidth
+from run import Run, memory_of, positive, show
 from train_contenders import (
     MusicGenTraining,
     OurTraining,
@@ -62,7 +51,6 @@ from valle.models import TrainStage
 from valle.models.audio_lm import AudioLMConfig
 from valle.modules.optim import DEFAULT_LR
 from valle.utils.dist import choose_device
-from valle.utils.files import written_whole
 
 DTYPES = ("float32", "bfloat16")
 PARTS = ("plain", "musicgen", "split", "memory")
@@ -107,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         args.device = choose_device(args.device)
         torch.manual_seed(0)
         if args.memory_of:
-            print(json.dumps(memory_of(args)))
+            print(json.dumps(memory_of_contender(args)))
         else:
             Benchmark(args).run()
     except (ValueError, ImportError, OSError) as error:
@@ -146,7 +134,7 @@ class Lineup:
         return make(self.config, self.batch, self.stage, dtype, optimizer)
 
 
-class Benchmark:
+class Benchmark(Run):
     """Runs what is not skipped, prints tables as they come, and saves everything.
 
     Args:
@@ -154,23 +142,20 @@ class Benchmark:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.facts = machine_facts(args.device)
+        super().__init__(args, __file__, _SIZES)
         self.lineup = Lineup(args)
         self.contenders = {key: self.lineup.make(key) for key in self.lineup.participants()}
-        self.probe = BandwidthProbe(args.device, args.probe_mb * 2**20)
-        self.found: dict[str, list] = {}
 
     def run(self) -> None:
-        self._introduce()
-        self._section("steps", self.steps)
+        self.introduce(model=self.lineup.config, frames_a_step=self.lineup.batch.num_frames)
+        self.keep("steps", self.steps())
         if "split" not in self.args.skip:
-            self._section("split", self.split)
+            self.keep("split", self.split())
         names = {key: (c.name, c.dtype, c.optimizer_name) for key, c in self.contenders.items()}
         self.contenders.clear()  # the processes to come need the memory
         if "memory" not in self.args.skip:
-            self._section("memory", lambda: self.memory(names))
-        print(f"{Bandwidth.of(self.probe)}\n\nEverything is in {self.args.output_file}")
+            self.keep("memory", self.memory(names))
+        self.close()
 
     def steps(self) -> list[TrainRow]:
         """Time all steps and the matrix products side by side."""
@@ -189,84 +174,41 @@ class Benchmark:
             for c, timing in zip(contenders, timings, strict=False)
         ]
         compare(found, timings[: len(found)])
-        _show("A training step", steps_table(found))
-        _show("What a step needs, and what the matrix products allow", flops_table(found))
+        show("A training step", steps_table(found))
+        show("What a step needs, and what the matrix products allow", flops_table(found))
         return found
 
     def split(self) -> list[SplitRow]:
         rounds, device = self.args.rounds, self.args.device
         ours = [c for key, c in self.contenders.items() if key.startswith("ours/")]
         rows = [SplitRow.of(contender, rounds, device) for contender in ours]
-        _show("Our step in parts", split_table(rows))
+        show("Our step in parts", split_table(rows))
         return rows
 
     def memory(self, names: dict[str, tuple[str, str, str]]) -> list[TrainMemoryRow]:
         rows = []
         for key, (name, dtype, optimizer) in names.items():
-            found = self._measure_elsewhere(key)
+            found = self.measure_elsewhere(key)
             rows.append(TrainMemoryRow(name, dtype, optimizer, found["loaded"], found["peak"]))
         plain = {r.optimizer: r.peak for r in rows if (r.name, r.dtype) == PLAIN_FLOAT32}
         for row in rows:
             peak = plain.get(row.optimizer)
             row.share_of_plain = row.peak / peak if peak else None
-        _show("Memory, each in a process of its own", memory_table(rows))
+        show("Memory, each in a process of its own", memory_table(rows))
         return rows
 
-    def _section(self, name: str, measure: Callable[[], list]) -> None:
-        self.found[name] = [asdict(row) for row in measure()]
-        self._save()
 
-    def _measure_elsewhere(self, key: str) -> dict[str, float]:
-        """`memory_of` in a new process, where no other contender has used memory."""
-        flags = [(f"--{name}", getattr(self.args, name.replace("-", "_"))) for name in _SIZES]
-        flags.append(("--memory-of", key))
-        command = [sys.executable, __file__, *(str(part) for flag in flags for part in flag)]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if child.returncode != 0:
-            raise OSError(f"could not measure the memory of {key}: its process says why above")
-        return json.loads(child.stdout.splitlines()[-1])
-
-    def _introduce(self) -> None:
-        for name, value in self.facts.items():
-            if value is not None:
-                print(f"- {name.replace('_', ' ')}: {value}")
-        print(f"- model: {self.lineup.config}")
-        print(f"- frames a step: {self.lineup.batch.num_frames}\n", flush=True)
-        load = self.facts["load_average_at_start"]
-        if isinstance(load, float) and load > BUSY_LOAD:
-            logging.warning(
-                f"this machine is busy (load average {load:.1f}): figures will be too low and "
-                "ratios less sure; better wait until it is idle"
-            )
-
-    def _save(self) -> None:
-        everything = {
-            "facts": self.facts | {"load_average_at_end": load_average()},
-            "arguments": {k: v for k, v in vars(self.args).items() if k != "memory_of"},
-            "bandwidth": asdict(Bandwidth.of(self.probe)),
-            **self.found,
-        }
-        with written_whole(self.args.output_file) as path:
-            path.write_text(json.dumps(everything, indent=2, default=str) + "\n")
-
-
-def _show(title: str, text: str) -> None:
-    print(f"## {title}\n\n{text}\n", flush=True)
-
-
-def memory_of(args: argparse.Namespace) -> dict[str, float]:
+def memory_of_contender(args: argparse.Namespace) -> dict[str, float]:
     """Megabytes of the contender `args.memory_of`, as `TrainMemoryRow` counts them."""
     lineup = Lineup(args)
     if args.memory_of.startswith("musicgen"):
         import_musicgen()  # code is no model
-    before = memory_now(args.device)
-    contender = lineup.make(args.memory_of)
-    loaded = memory_now(args.device)
-    reset_peak_memory(args.device)
-    for _ in range(MEMORY_STEPS):
-        contender.step()
-    peak = peak_memory(args.device)
-    return {"loaded": (loaded - before) / MB, "peak": (peak - before) / MB}
+
+    def make() -> Callable[[], object]:
+        contender = lineup.make(args.memory_of)
+        return lambda: [contender.step() for _ in range(MEMORY_STEPS)]
+
+    return memory_of(make, args.device)
 
 
 if __name__ == "__main__":

@@ -68,5 +68,6 @@ def check_prompts(
     if x.shape[0] == 0:
         raise ValueError("x holds no prompt: expected a row at least")
     min_len = config.shortest_prompt
-    check_codes("x", x.cpu(), None if x_lens is None else x_lens.cpu(), config, min_len)
+    if x.device.type != "cpu":
+        check_codes("x", x.cpu(), None if x_lens is None else x_lens.cpu(), config, min_len)
     return check_codes("x", x, x_lens, config, min_len)
