@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from valle.modules import fused_build
+from valle.modules.attention import AttentionSpan
 from valle.modules.fused_build import Library, compiled_library
 from valle.modules.fused_step import FusedStep, why_not_fused
 from valle.modules.quantization import QuantizedLinear, quantize_linears
-from valle.modules.transformer import AttentionSpan, Decoder
+from valle.modules.transformer import Decoder
 
 NO_LIBRARY = compiled_library().failure
 compiled = pytest.mark.skipif(NO_LIBRARY is not None, reason=f"no fused step here: {NO_LIBRARY}")

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from valle.modules.attention import AttentionSpan
+from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
 from valle.modules.fused_step import FusedStep
 from valle.modules.masks import close_gap, take_frames
-from valle.modules.transformer import AttentionSpan, Decoder, KVCache
+from valle.modules.transformer import Decoder, KVCache
 
 
 @dataclass
@@ -60,7 +62,7 @@ class ARDecoder(nn.Module):
         self.bos = nn.Parameter(torch.randn(d_model)) if prepend_bos else None
         self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
         self.positions = SinePositions(d_model, learned_scale=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.decoder = Decoder(d_model, nhead, num_layers, norm_first, dropout=dropout)
         self.head = nn.Linear(d_model, codebook_size + 1)  # one more for EOS
 

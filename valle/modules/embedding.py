@@ -9,6 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from valle.modules.dropout import Dropout
+
 
 class CodeEmbedding(nn.Module):
     """One table a quantizer; a frame is the sum of its quantizers' vectors."""
@@ -104,9 +106,9 @@ class PreNet(nn.Sequential):
         super().__init__(
             nn.Linear(d_model, self.WIDTH),
             nn.ReLU(),
-            nn.Dropout(self.DROPOUT),
+            Dropout(self.DROPOUT),
             nn.Linear(self.WIDTH, self.WIDTH),
             nn.ReLU(),
-            nn.Dropout(self.DROPOUT),
+            Dropout(self.DROPOUT),
             nn.Linear(self.WIDTH, d_model),
         )

@@ -1,7 +1,7 @@
 """A transformer decoder with a key/value cache and an optional adaptive layer norm.
 
-Attention goes through `scaled_dot_product_attention`. Dropout acts on residuals alone: on the
-attention weights it would disable the fused kernel on CPU and slow a layer more than threefold.
+Dropout acts on residuals alone: on the attention weights it would disable the fused kernel on CPU
+and slow a layer more than threefold.
 
 B batch, L frames, D model width, H heads, K = D / H.
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_BLOCK_FRAMES = 256  # of queries; their scores then fit into a processor's cache
+from valle.modules.attention import AttentionSpan, attend
+from valle.modules.dropout import Dropout
 
 
 @dataclass
@@ -40,24 +40,6 @@ class KVCache:
         return KVCache(self.data.index_select(2, rows))
 
 
-@dataclass(frozen=True)
-class AttentionSpan:
-    """Who sees whom, and where the frames at hand stand.
-
-    Attributes:
-      is_causal: each frame sees itself and what came before, among the frames at hand.
-      key_mask: (B, number of keys) bool, True on the keys that may be seen; None shows all.
-      positions: (B,) where in the cache the one new frame of each row goes. None: the frames at
-        hand are the first, and see each other alone.
-      num_cached: with positions, how many frames of the cache are read.
-    """
-
-    is_causal: bool = False
-    key_mask: Tensor | None = None
-    positions: Tensor | None = None
-    num_cached: int = 0
-
-
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, or to what a cache holds of it."""
 
@@ -78,33 +60,8 @@ class SelfAttention(nn.Module):
             rows = torch.arange(B, device=x.device)
             cache[:, rows, :, span.positions] = qkv[:, 0, 1:]  # indexed as (B, 2, H, K)
             k, v = cache[:, :, :, : span.num_cached]
-        heads = _attend(q, k, v, span)
+        heads = attend(q, k, v, span)
         return self.out(heads.transpose(1, 2).reshape(B, L, D))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:
-    """(B, H, L, K) queries over keys and values, to (B, H, L, K)."""
-    is_open = span.key_mask is None and not span.is_causal and q.shape[2] > 1
-    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if is_open and on_cpu and not torch.is_grad_enabled():
-        return _attend_in_blocks(q, k, v)
-    mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
-
-
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention as plain products, a block of queries at a time, so that scores stay small.
-
-    On CPUs that multiply matrices in bfloat16 this takes half the time of the fused kernel, which
-    works in float32 there.
-    """
-    B, H, L, K = q.shape
-    q, k, v = ((t.reshape(B * H, -1, K)).contiguous() for t in (q * K**-0.5, k, v))
-    out = torch.empty_like(q)
-    for start in range(0, L, _BLOCK_FRAMES):
-        block = slice(start, start + _BLOCK_FRAMES)
-        torch.bmm(torch.bmm(q[:, block], k.mT).softmax(-1), v, out=out[:, block])
-    return out.view(B, H, L, K)
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -148,7 +105,7 @@ class DecoderLayer(nn.Module):
         )
         self.norm1 = AdaptiveLayerNorm(d_model, adaptive)
         self.norm2 = AdaptiveLayerNorm(d_model, adaptive)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, span: AttentionSpan, condition: Tensor | None, cache: Tensor | None

@@ -1,0 +1,117 @@
+"""Attention of queries to keys and values, by the fastest way that the device has.
+
+On GPUs, and in float32, that is `scaled_dot_product_attention`. CPUs that multiply matrices in
+bfloat16 do so in plain products alone: the fused kernel works in float32 there, at more than twice
+the time. So in bfloat16 on a CPU attention is made of plain products, a block of queries at a time,
+and its backward pass computes a block's weights again rather than keep them: memory grows with the
+number of frames and not with its square (FlashAttention, arXiv 2205.14135, section 3.1).
+
+B batch, L frames, H heads, K width of a head, N = B x H.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK_FRAMES = 128  # of queries; their scores then fit into a processor's cache
+
+
+@dataclass(frozen=True)
+class AttentionSpan:
+    """Who sees whom, and where the frames at hand stand.
+
+    Attributes:
+      is_causal: each frame sees itself and what came before, among the frames at hand.
+      key_mask: (B, number of keys) bool, True on the keys that may be seen; None shows all. Each
+        row shows at least one.
+      positions: (B,) where in the cache the one new frame of each row goes. None: the frames at
+        hand are the first, and see each other alone.
+      num_cached: with positions, how many frames of the cache are read.
+    """
+
+    is_causal: bool = False
+    key_mask: Tensor | None = None
+    positions: Tensor | None = None
+    num_cached: int = 0
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:
+    """(B, H, L, K) queries over (B, H, number of keys, K) keys and values, to (B, H, L, K)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] > 1:
+        return _attend_in_blocks(q, k, v, span)
+    mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
+
+
+@torch.compiler.disable  # products are no work for a compiler, and it would unroll the blocks
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:
+    B, H, L, K = q.shape
+    # the factor goes to the queries, which are fewer than scores
+    q, k, v = (t.reshape(B * H, -1, K).contiguous() for t in (q * K**-0.5, k, v))
+    bias = None
+    if span.key_mask is not None:
+        bias = torch.zeros(B, 1, 1, k.shape[1], dtype=q.dtype)
+        bias = bias.masked_fill_(~span.key_mask[:, None, None], -torch.inf)
+        bias = bias.expand(B, H, 1, -1).flatten(0, 1)  # (N, 1, keys)
+    return _BlockAttention.apply(q, k, v, bias, span.is_causal).view(B, H, L, K)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Attention of (N, L, K) scaled queries, with a bias (N, 1, keys) on the scores or None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        out = torch.empty_like(q)
+        for queries, keys in _blocks(q, k, is_causal):
+            weights = _weights(q, k, bias, queries, keys, is_causal)
+            torch.bmm(weights, v[:, keys], out=out[:, queries])
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.is_causal = is_causal
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        q, k, v, bias = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for queries, keys in _blocks(q, k, ctx.is_causal):
+            weights = _weights(q, k, bias, queries, keys, ctx.is_causal)
+            grad_v[:, keys].baddbmm_(weights.mT, grad[:, queries])
+            grad_weights = torch.bmm(grad[:, queries], v[:, keys].mT)
+            grad_scores = torch._softmax_backward_data(
+                grad_weights, weights, -1, grad_weights.dtype
+            )
+            torch.bmm(grad_scores, k[:, keys], out=grad_q[:, queries])
+            grad_k[:, keys].baddbmm_(grad_scores.mT, q[:, queries])
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> list[tuple[slice, slice]]:
+    """Blocks of queries, each with the keys that it sees."""
+    L = q.shape[1]
+    ends = [min(start + _BLOCK_FRAMES, L) for start in range(0, L, _BLOCK_FRAMES)]
+    starts = range(0, L, _BLOCK_FRAMES)
+    return [
+        (slice(start, end), slice(0, end if is_causal else k.shape[1]))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _weights(
+    q: Tensor, k: Tensor, bias: Tensor | None, queries: slice, keys: slice, is_causal: bool
+) -> Tensor:
+    """The attention weights of a block, (N, its queries, its keys)."""
+    if bias is None:
+        scores = torch.bmm(q[:, queries], k[:, keys].mT)
+    else:
+        scores = torch.baddbmm(bias[:, :, keys], q[:, queries], k[:, keys].mT)
+    if is_causal:
+        size = queries.stop - queries.start
+        future = torch.full((size, size), -torch.inf, dtype=scores.dtype).triu_(1)
+        scores[:, :, queries] += future
+    return scores.softmax(-1)
