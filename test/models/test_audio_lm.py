@@ -285,3 +285,17 @@ def test_default_config_is_the_promised_one():
         "num_audio_tokens": 2048,
         "dropout": 0.1,
     }
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_parameter_that_learns_has_a_gradient(stage):
+    """Whatever NAR stages are drawn; a job's ranks wait for each other's gradients of all."""
+    model = make_model().train()
+    codes = torch.randint(0, 20, (1, 6, 3))
+    lens = torch.tensor([6])
+    model(codes, lens, codes, lens, train_stage=stage).loss.backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert all(name.startswith("ar.") for name in without)
+    assert bool(without) == (stage == 2)
+    heads = [head.weight.grad.abs().sum() for head in model.nar.heads]
+    assert sorted(bool(size) for size in heads) == [False, True]

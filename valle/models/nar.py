@@ -11,9 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from valle.modules.attention import AttentionSpan
+from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
 from valle.modules.masks import close_gap, length_mask, take_frames
-from valle.modules.transformer import AttentionSpan, Decoder
+from valle.modules.transformer import Decoder
 
 
 class NARDecoder(nn.Module):
@@ -36,7 +38,7 @@ class NARDecoder(nn.Module):
         self.embedding = CodeEmbedding(num_quantizers, codebook_size, d_model)
         self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
         self.positions = SinePositions(d_model, learned_scale=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.stage_embedding = nn.Embedding(num_stages, d_model)
         self.decoder = Decoder(
             d_model, nhead, num_layers, norm_first, adaptive=True, dropout=dropout
@@ -82,8 +84,12 @@ class NARDecoder(nn.Module):
         return self._apply_heads(take_frames(hidden, condition_lens, codes.shape[1]), stages)
 
     def _apply_heads(self, hidden: Tensor, stages: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, V), each row through the head of its stage."""
-        present = stages.unique().tolist()
+        """(B, T, D) to (B, T, V), each row through the head of its stage.
+
+        In training a head that no row asks for is given no rows: its gradient is then zero and not
+        missing, so that all ranks of a job have the same gradients to exchange.
+        """
+        present = list(self.stages) if self.training else stages.unique().tolist()
         if len(present) == 1:
             return self.heads[present[0] - 1](hidden)
         rows = [(stages == stage).nonzero()[:, 0] for stage in present]
