@@ -25,9 +25,11 @@ def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Te
 
     Returns:
       (B, S + T, ...); row b holds first[b, :first_lens[b]], then second[b, :second_lens[b]]; frames
-      past these repeat some real frame and must be masked by their length.
+      past these are arbitrary and must be masked by their length.
     """
     S, T = first.shape[1], second.shape[1]
+    if _all_are(first_lens, S):
+        return torch.cat([first, second], dim=1)
     index = torch.arange(S + T, device=first.device)[None]  # (1, L)
     index = torch.where(index < first_lens[:, None], index, S + index - first_lens[:, None])
     last = S + second_lens[:, None] - 1
@@ -41,8 +43,17 @@ def take_frames(sequence: Tensor, starts: Tensor, num_frames: int) -> Tensor:
 
     Frames that would lie past the end repeat the last one, and must be masked by the caller.
     """
+    if starts.device.type == "cpu" and len(starts):
+        first = int(starts[0])
+        if _all_are(starts, first) and first + num_frames <= sequence.shape[1]:
+            return sequence[:, first : first + num_frames]
     index = starts[:, None] + torch.arange(num_frames, device=sequence.device)
     return _gather_frames(sequence, index.clamp(max=sequence.shape[1] - 1))
+
+
+def _all_are(numbers: Tensor, value: int) -> bool:
+    """Whether a gather can be left out. A GPU is not asked, as the host would have to wait."""
+    return numbers.device.type == "cpu" and bool((numbers == value).all())
 
 
 def _gather_frames(sequence: Tensor, index: Tensor) -> Tensor:
