@@ -187,7 +187,6 @@ def load_average() -> float | None:
 def machine_facts(device: torch.device) -> dict[str, object]:
     """What the figures depend on, beside the arguments; no host name."""
     facts: dict[str, object] = dict(get_env_info())
-    del facts["hostname"]
     on_gpu = device.type == "cuda"
     return facts | {
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_model(),

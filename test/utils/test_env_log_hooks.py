@@ -27,7 +27,14 @@ def test_environment_is_plain_and_names_the_versions():
     assert info["torch-version"] == str(torch.__version__)
     assert info["python-version"] == sys.version.split()[0]
     assert all(value is None or type(value) in (str, bool) for value in info.values())
-    assert not any("ip" in name.lower().split("-") for name in info)
+
+
+def test_environment_names_neither_the_machine_nor_an_address(monkeypatch):
+    for function in ("platform.node", "socket.gethostname", "socket.getfqdn"):
+        monkeypatch.setattr(function, lambda *_: "engine7.example.org")
+    text = repr(get_env_info())
+    assert "engine7" not in text
+    assert not re.search(r"\b\d{1,3}(\.\d{1,3}){3}\b", text)
 
 
 def test_revision_is_that_of_the_file(tmp_path):

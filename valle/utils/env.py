@@ -1,4 +1,4 @@
-"""What a run was made with: versions, revision of the code, machine."""
+"""What a run was made with: versions, and the revision of the code."""
 
 import platform
 import shutil
@@ -18,7 +18,8 @@ def get_env_info() -> dict[str, str | bool | None]:
     git checkout of its own.
 
     Returns:
-        Name -> text, truth value or None. There is no address in it but the host's name.
+        Name -> text, truth value or None. Neither the machine nor who runs it is named: checkpoints
+        are given away.
     """
     return {
         "torch-version": str(torch.__version__),
@@ -28,7 +29,6 @@ def get_env_info() -> dict[str, str | bool | None]:
         "python-version": platform.python_version(),
         **{f"{name}-version": _version(name) for name in _PACKAGES},
         **_git_info(Path(__file__).resolve()),
-        "hostname": platform.node(),
     }
 
 

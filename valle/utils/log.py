@@ -43,9 +43,8 @@ def setup_logger(
     Returns:
         The file.
     """
-    now = datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     who, suffix = (f"({rank}/{world_size}) ", f"-{rank}") if world_size > 1 else ("", "")
-    file = Path(f"{log_filename}-{now}{suffix}")
+    file = Path(f"{log_filename}-{time_stamp(datetime.now())}{suffix}")
     file.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(file, encoding="utf-8")]
     if console:
@@ -55,6 +54,11 @@ def setup_logger(
     )
     _install(handlers, formatter, level)
     return file
+
+
+def time_stamp(moment: datetime) -> str:
+    """Date and time as the names of a run's files have them."""
+    return moment.strftime("%Y-%m-%d-%H-%M-%S")
 
 
 def _install(handlers: list[logging.Handler], formatter: logging.Formatter, level: int) -> None:
