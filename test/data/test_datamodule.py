@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lhotse import CutSet, MonoCut
 from tiny_cuts import CODEC, tiny_codes, write_manifest
 
 from valle.data import TokenDataModule, TokenDataset, collate_codes, consumed_state, load_cuts
@@ -54,7 +55,7 @@ def test_flags_have_the_names_and_defaults_of_the_family():
         "manifest_dir": "data/tokenized",
         "max_duration": "40.0",
         "bucketing_sampler": "True",
-        "num_buckets": "10",
+        "num_buckets": "30",
         "shuffle": "True",
         "buffer_size": "40000",
         "shuffle_buffer_size": "100000",
@@ -126,6 +127,27 @@ def test_buckets_bring_together_cuts_of_like_length(cuts):
         return float(np.mean([np.ptp([durations[id_] for id_ in batch]) for batch in batches]))
 
     assert spread("true") < spread("false") / 2
+
+
+@pytest.mark.parametrize("max_duration", [40, 150])
+@pytest.mark.parametrize("lengths", ["even", "mostly short", "whole windows"])
+def test_padding_is_less_than_a_twentieth(max_duration, lengths):
+    rng = np.random.default_rng(3)
+    seconds = {
+        "even": rng.uniform(5, 15, 4000),
+        "mostly short": 5 + 10 * rng.beta(1, 4, 4000),
+        "whole windows": np.where(rng.random(4000) < 0.9, 15, rng.uniform(5, 15, 4000)),
+    }[lengths]
+    cuts = CutSet(
+        [
+            MonoCut(id=str(i), start=0, duration=float(sec), channel=0)
+            for i, sec in enumerate(seconds.round(2))
+        ]
+    )
+    loader = train_loader(cuts, "--max-duration", max_duration)
+    frames = [[round(50 * cut.duration) for cut in batch] for batch in loader.sampler]
+    padded = sum(len(batch) * max(batch) for batch in frames)
+    assert 1 - sum(map(sum, frames)) / padded < 0.05
 
 
 def test_drop_last_leaves_out_what_is_not_full(cuts):
@@ -220,6 +242,8 @@ def test_a_state_of_another_setup_is_refused(cuts):
         train_loader(cuts, "--max-duration", 30, sampler_state=state)
     with pytest.raises(ValueError, match="seed 7 then, 8 now"):
         train_loader(cuts, seed=8, sampler_state=state)
+    with pytest.raises(ValueError, match=r"9 buckets then, \d now"):
+        train_loader(cuts, sampler_state=state | {"num_buckets": 9})
     with pytest.raises(ValueError, match="with and without buckets"):
         train_loader(cuts, "--bucketing-sampler", "false", sampler_state=state)
     with pytest.raises(ValueError, match="world_size 1 then, 2 now"):
@@ -241,22 +265,26 @@ def test_validation_counts_every_cut_once_on_all_ranks_together(folder, buckets,
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_duration_filter_says_what_it_kept(cuts, caplog):
+def test_a_survey_says_what_it_kept(cuts, caplog):
     module = TokenDataModule(arguments())
     total = len(list(cuts))
-    expected = [cut.id for cut in cuts if 5 <= cut.duration <= 15]
+    expected = [cut for cut in cuts if 5 <= cut.duration <= 15]
     with caplog.at_level(logging.INFO):
-        kept = module.filter_by_duration(cuts, 5, 15)
-    assert [cut.id for cut in kept] == expected
+        survey = module.survey(cuts, 5, 15)
+    assert [cut.id for cut in survey.cuts] == [cut.id for cut in expected]
     assert f"kept {len(expected)} of {total} cuts between 5 and 15 s" in caplog.text
+    assert (survey.num_cuts, survey.num_seen) == (len(expected), total)
+    assert survey.seconds == pytest.approx(sum(cut.duration for cut in expected))
+    assert survey.codec == CODEC
+    assert survey.facts["hours"] == pytest.approx(survey.seconds / 3600)
+    assert survey.facts["frames"] == round(50 * survey.seconds)
     with pytest.raises(ValueError, match=f"none of {total} cuts lasts between 50 and 60 s"):
-        module.filter_by_duration(cuts, 50, 60)
+        module.survey(cuts, 50, 60)
 
 
 def test_the_bounds_of_the_filter_are_included(tmp_path):
     cuts = load_cuts(write_manifest(tmp_path, [5.0, 15.0, 45.0], window_sec=15))
-    kept = TokenDataModule(arguments()).filter_by_duration(cuts, 5, 15)
-    assert len(list(kept)) == 5
+    assert TokenDataModule(arguments()).survey(cuts, 5, 15).num_cuts == 5
 
 
 def test_missing_test_set(tmp_path):

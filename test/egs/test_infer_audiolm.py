@@ -6,9 +6,11 @@ import infer_audiolm
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import make_model
 
 from valle.data import Codec
+from valle.models import AudioLM
 from valle.modules.fused_step import why_not_fused
 from valle.utils.checkpoint import save_checkpoint
 
@@ -73,6 +75,25 @@ def test_seed_repeats_and_prompt_duration_cuts(checkpoint, sounds, tmp_path):
     assert len(one["b_full.wav"]) == 8000 * 0.9
     assert np.array_equal(one["b_full.wav"], again["b_full.wav"])
     assert not np.array_equal(one["b_full.wav"], other["b_full.wav"])
+
+
+def test_averaged_weights_are_taken_on_request(tmp_path, codec_info, sounds):
+    path, average_path = tmp_path / "model.pt", tmp_path / "average.pt"
+    model, average = make_model(num_audio_tokens=16), make_model(num_audio_tokens=16)
+    for parameter in average.parameters():
+        torch.nn.init.normal_(parameter)
+    known = {"config": dataclasses.asdict(model.config), "codec": codec_info.to_dict()}
+    wide = {name: value.double() for name, value in average.state_dict().items()}
+    torch.save({"model": model.state_dict(), "model_avg": wide} | known, path)
+    torch.save({"model": average.state_dict()} | known, average_path)
+    flags = ("--audio-prompts", sounds[0], "--dtype", "float32")
+    plain = infer(path, tmp_path / "1", *flags)["a_full.wav"]
+    asked = infer(path, tmp_path / "2", *flags, "--averaged", "true")["a_full.wav"]
+    expected = infer(average_path, tmp_path / "3", *flags)["a_full.wav"]
+    assert np.array_equal(asked, expected)
+    assert not np.array_equal(asked, plain)
+    loaded = AudioLM.from_checkpoint(path, averaged=True)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
 def test_numbered_names_do_not_meet_others():
@@ -168,6 +189,7 @@ def test_mistakes_are_explained(checkpoint, sounds, tmp_path, codec_info, capsys
         (nameless, prompts, "names no codec: give --codec"),
         (checkpoint, (*prompts, "--device", "nonsense"), "--device nonsense is no device"),
         (foreign, prompts, "they differ in fingerprint"),
+        (checkpoint, (*prompts, "--averaged", "true"), "model.pt holds no averaged weights: only"),
         (checkpoint, (*prompts, "--batch-size", 0), "--batch-size must be 1 or more"),
         (checkpoint, (*prompts, "--num-samples", -1), "--num-samples must be 1 or more, got -1"),
         (checkpoint, (*prompts, "--window", -1), "window must be 0 or more frames"),

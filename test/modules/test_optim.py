@@ -303,6 +303,64 @@ def test_no_step_waits_for_the_device():
             params[0].sum().item()  # the watch is awake
 
 
+def test_step_is_left_out_on_request_without_waiting_for_the_device():
+    params, grads = random_params(), random_grads(30)
+    optimizer = ScaledAdam(params)
+    run(optimizer, params, grads[:14])
+    before = copy.deepcopy([p.detach() for p in params]), through_a_file(optimizer.state_dict())
+    with NoHostSync():
+        optimizer.found_inf = torch.ones(1)
+        run(optimizer, params, grads[14:15])
+    assert all(torch.equal(p, q) for p, q in zip(params, before[0], strict=True))
+    for now, then in zip(optimizer.state.values(), before[1]["state"].values(), strict=True):
+        for name in ("moment", "second_moment"):
+            assert torch.equal(now[name], then[name])
+    assert optimizer.clipping_stats()[0]["num_nonfinite"] == 1
+    grads[14][0][0, 0] = math.inf  # what it then goes on like
+    optimizer.found_inf = torch.zeros(())
+    run(optimizer, params, grads[15:])
+    assert_same(params, run_reference(params=random_params(), all_grads=grads))
+
+
+@pytest.mark.parametrize("unscaled_before", [True, False])
+def test_gradient_scaler_leaves_no_trace(unscaled_before):
+    grads = random_grads(25, dtype=torch.float32)
+    plain, scaled = random_params(dtype=torch.float32), random_params(dtype=torch.float32)
+    reference = ScaledAdam(plain, clipping_update_period=7)
+    optimizer = ScaledAdam(scaled, clipping_update_period=7)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=5)
+    for row in grads:
+        run(reference, plain, [row])
+        for p, g in zip(scaled, row, strict=True):
+            p.grad = scaler.scale(g)
+        if unscaled_before:
+            scaler.unscale_(optimizer)
+        with NoHostSync():
+            scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**17
+    for p, q in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+    assert optimizer.clipping_stats()[0] == pytest.approx(reference.clipping_stats()[0])
+
+
+def test_gradient_scaler_leaves_out_what_overflowed():
+    params, grads = random_params(dtype=torch.float32), random_grads(2, dtype=torch.float32)
+    optimizer, scaler = ScaledAdam(params), torch.amp.GradScaler("cpu", init_scale=8.0)
+    grads[0][3][0] = math.inf
+    before = [p.detach().clone() for p in params]
+    for row in grads:
+        moved = [not torch.equal(p, q) for p, q in zip(params, before, strict=True)]
+        for p, g in zip(params, row, strict=True):
+            p.grad = scaler.scale(g)
+        scaler.step(optimizer)
+        scaler.update()
+    assert not any(moved)
+    assert scaler.get_scale() == 4.0
+    assert optimizer.clipping_stats()[0]["num_nonfinite"] == 1
+    assert not any(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
 def test_leaves_the_gradients_alone():
     params, grads = random_params(), random_grads(1)
     run(ScaledAdam(params), params, grads)

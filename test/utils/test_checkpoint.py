@@ -12,7 +12,7 @@ from torch import nn
 
 from valle.modules.optim import make_optimizer
 from valle.modules.scheduler import make_scheduler
-from valle.utils.averaging import make_averaged_model
+from valle.utils.averaging import make_averaged_weights
 from valle.utils.checkpoint import (
     copy_checkpoint,
     find_checkpoints,
@@ -69,7 +69,7 @@ def test_resumed_run_equals_unbroken_run(tmp_path, name):
 
 def test_layout_is_the_known_one(tmp_path):
     model, optimizer, scheduler = parts("ScaledAdam")
-    model_avg = make_averaged_model(model)
+    model_avg = make_averaged_weights(model)
     file = tmp_path / "a.pt"
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     save_checkpoint(
@@ -83,8 +83,7 @@ def test_layout_is_the_known_one(tmp_path):
     ]  # fmt: skip
     assert checkpoint["sampler"] is None
     assert checkpoint["grad_scaler"] == {}
-    assert checkpoint["model_avg"]["0.weight"].dtype == torch.float32
-    assert model_avg[0].weight.dtype == torch.float64  # saving left it as it was
+    assert checkpoint["model_avg"]["0.weight"].dtype == torch.float64
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -148,13 +147,48 @@ def test_parameter_may_not_shadow_a_section(tmp_path, name):
         save_checkpoint(tmp_path / "a.pt", small_model(), {name: 1})
 
 
-def test_averaged_model_and_wrapped_names_come_back(tmp_path):
+def third_of(model):
+    """Averages that float32 cannot hold."""
+    average = make_averaged_weights(model)
+    return {k: v / 3 if v.is_floating_point() else v for k, v in average.items()}
+
+
+def test_average_comes_back_bit_for_bit_into_the_tensors_that_keep_it(tmp_path):
+    saved, average = third_of(small_model(1)), third_of(small_model(3))
+    kept = dict(average)
+    save_checkpoint(tmp_path / "a.pt", small_model(), {}, model_avg=saved)
+    load_checkpoint(tmp_path / "a.pt", small_model(2), model_avg=average)
+    for name, value in saved.items():
+        assert average[name] is kept[name]
+        assert average[name].dtype == value.dtype
+        assert torch.equal(average[name], value), name
+
+
+def test_average_of_an_older_file_is_read_into_float64(tmp_path):
+    older = {k: v.float() for k, v in third_of(small_model(1)).items() if v.is_floating_point()}
+    average = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in older.items()}
+    save_checkpoint(tmp_path / "a.pt", small_model(), {}, model_avg=older)
+    load_checkpoint(tmp_path / "a.pt", small_model(), model_avg=average)
+    for name, value in older.items():
+        assert average[name].dtype == torch.float64
+        assert torch.equal(average[name], value.double())
+
+
+def test_average_of_another_model_is_refused(tmp_path):
+    average = make_averaged_weights(small_model())
+    save_checkpoint(tmp_path / "a.pt", small_model(), {}, model_avg=average)
+    with pytest.raises(ValueError, match=r"1 missing in the file \(more\)"):
+        load_checkpoint(
+            tmp_path / "a.pt", small_model(), model_avg=average | {"more": torch.ones(1)}
+        )
+    with pytest.raises(ValueError, match=r"1 of another shape \(0.bias \(3,\) instead of \(4,\)"):
+        load_checkpoint(
+            tmp_path / "a.pt", small_model(), model_avg=average | {"0.bias": torch.ones(4)}
+        )
+
+
+def test_wrapped_names_come_back():
     model = small_model()
-    save_checkpoint(tmp_path / "a.pt", model, {}, model_avg=make_averaged_model(small_model(1)))
-    other, average = small_model(2), make_averaged_model(small_model(3))
-    load_checkpoint(tmp_path / "a.pt", other, model_avg=average)
-    assert_same_weights(other, model)
-    assert torch.equal(average[0].weight, small_model(1)[0].weight.double())
     wrapped = {f"_orig_mod.module.{k}": v for k, v in model.state_dict().items()}
     third = small_model(4)
     load_weights(third, wrapped, "a file")
@@ -193,7 +227,7 @@ def test_sections_that_are_not_there_are_missed(tmp_path):
     with pytest.raises(ValueError, match="holds no optimizer state"):
         load_checkpoint(file, *parts("AdamW"))
     with pytest.raises(ValueError, match="holds no model_avg"):
-        load_checkpoint(file, small_model(), model_avg=small_model())
+        load_checkpoint(file, small_model(), model_avg={})
 
 
 def test_missing_file_names_its_neighbours(tmp_path):

@@ -16,6 +16,7 @@ from valle.utils.dist import (
     get_rank,
     get_world_size,
     is_main,
+    job_store,
     launch,
     setup_dist,
 )
@@ -23,19 +24,28 @@ from valle.utils.dist import (
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
-import json, sys
+import json, os, sys
 import torch
+import torch.distributed as dist
 from valle.utils.dist import cleanup_dist, get_rank, get_world_size, is_main, launch, setup_dist
+from valle.utils.dist import job_store
 from valle.utils.metrics import MetricsTracker
 
 def run(rank, world_size, port, out):
     device = setup_dist(rank, world_size, port, timeout_sec=60)
+    store = job_store()
+    found = store.check([f"note-{rank}"])  # from an earlier start of this job
+    store.set(f"note-{rank}", f"from {rank}")
+    notes = [found, job_store().get(f"note-{1 - rank}").decode()]
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+        dist.barrier()
+        sys.exit(3)
     metrics = {"loss": (torch.tensor(2.0 + rank), 1 + rank), "frames": 10}
     if rank == 1:
         metrics["only_here"] = (torch.tensor(3.0), 2)
     means = MetricsTracker(metrics).reduce(device).means()
     nothing = MetricsTracker({"frames": 1} if rank else None).reduce(device).means()
-    facts = [get_rank(), get_world_size(), is_main(), means, nothing]
+    facts = [get_rank(), get_world_size(), is_main(), means, nothing, notes]
     with open(f"{out}/{rank}.json", "w") as file:
         json.dump(facts, file)
     cleanup_dist()
@@ -58,7 +68,7 @@ def test_two_processes_share_their_sums(tmp_path, launcher):
     command = [sys.executable]
     if launcher == "torchrun":
         command += ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=localhost"]
-        command += [f"--master-port={free_port()}"]
+        command += [f"--master-port={free_port()}", "--max-restarts=1"]
     world_size = "2" if launcher == "spawn" else "1"
     command += [str(program), world_size, str(free_port()), str(tmp_path)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -71,6 +81,12 @@ def test_two_processes_share_their_sums(tmp_path, launcher):
         assert facts[:3] == [rank, 2, rank == 0]
         assert facts[3] == pytest.approx(means)
         assert facts[4] == {"frames": 1.0, "nonfinite": 0.0}
+        assert facts[5] == [False, f"from {1 - rank}"]
+
+
+def test_there_is_no_store_before_the_others_are_joined():
+    with pytest.raises(RuntimeError, match=r"has not joined others; call setup_dist with"):
+        job_store()
 
 
 def test_one_process_needs_no_meeting():

@@ -3,7 +3,7 @@
 from valle.data.codec import Codec, CodecInfo, load_audio
 from valle.data.codec_stream import StreamDecoder
 from valle.data.collation import check_codes, collate_codes
-from valle.data.datamodule import TokenDataModule
+from valle.data.datamodule import Survey, TokenDataModule
 from valle.data.dataset import TokenDataset
 from valle.data.manifest import codec_of, cut_codes, load_cuts
 from valle.data.prompt import PromptSplit, split_prompt
@@ -18,6 +18,7 @@ __all__ = [
     "RawPCM",
     "ReaderGone",
     "StreamDecoder",
+    "Survey",
     "TokenDataModule",
     "TokenDataset",
     "check_codes",

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import torch
 from lhotse import CutSet
 from torch.utils.data import DataLoader
 
+from valle.data.codec import CodecInfo
 from valle.data.dataset import TokenDataset
-from valle.data.manifest import load_cuts, manifest_path
+from valle.data.manifest import codec_of, load_cuts, manifest_path
 from valle.data.sampler import EveryNth, load_sampler_state, make_sampler
 from valle.utils.cli import str2bool
+from valle.utils.signals import ignore_stop_signals
 
 
 class DurationFilter:
@@ -25,6 +29,41 @@ class DurationFilter:
     def __call__(self, cut: Any) -> bool:
         # manifests hold durations rounded to 8 digits: a 15 s window may read 15.00000001
         return bool(self.min_sec - 1e-6 <= cut.duration <= self.max_sec + 1e-6)
+
+
+@dataclass
+class Survey:
+    """What one look through a manifest has found.
+
+    Attributes:
+      cuts: Those that are kept, lazy.
+      num_cuts: How many these are, of `num_seen`; `seconds` they last in all.
+      codec: What made their tokens, None where that is not recorded.
+    """
+
+    cuts: CutSet
+    num_cuts: int = 0
+    num_seen: int = 0
+    seconds: float = 0.0
+    codec: CodecInfo | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """In plain types, for the record of a run."""
+        facts: dict[str, Any] = {"cuts": self.num_cuts, "hours": self.seconds / 3600}
+        if self.codec is not None:
+            facts["frames"] = round(self.seconds * self.codec.frame_rate)
+            facts["codec"] = self.codec.to_dict()
+        return facts
+
+    def counted(self, cuts: Iterable[Any], keeps: Callable[[Any], bool]) -> Iterator[Any]:
+        """Pass all cuts on, and note how many there are and how long those last that are kept."""
+        for cut in cuts:
+            self.num_seen += 1
+            if keeps(cut):
+                self.num_cuts += 1
+                self.seconds += cut.duration
+            yield cut
 
 
 class TokenDataModule:
@@ -59,7 +98,8 @@ class TokenDataModule:
             help="about so many seconds a batch, padding included",
         )
         add("--bucketing-sampler", type=str2bool, default=True, help="batch cuts of like length")
-        add("--num-buckets", type=int, default=10, help="how finely lengths are told apart")
+        # 30: a batch of 150 s has 1.6 % padding where cuts last 5 to 15 s, with 10 it has 4.6 %
+        add("--num-buckets", type=int, default=30, help="how finely lengths are told apart")
         add("--shuffle", type=str2bool, default=True, help="another order each epoch")
         add("--buffer-size", type=int, default=40000, help="cuts to choose from, with buckets")
         add("--shuffle-buffer-size", type=int, default=100000, help="the same, without buckets")
@@ -83,26 +123,25 @@ class TokenDataModule:
         logging.info(f"{split} cuts: {path}")
         return load_cuts(path)
 
-    def filter_by_duration(self, cuts: CutSet, min_sec: float, max_sec: float) -> CutSet:
-        """Keep cuts of `min_sec` to `max_sec` seconds, and log how many these are.
+    def survey(self, cuts: CutSet, min_sec: float, max_sec: float) -> Survey:
+        """Keep cuts of `min_sec` to `max_sec` seconds, and tell what they are.
 
-        Returns:
-          A lazy CutSet; the manifest is read once here, for the count.
+        The manifest is read once here, and the number of cuts kept is logged.
 
         Raises:
-          ValueError: Nothing is left.
+          ValueError: Nothing is left, or the tokens are of several codecs.
         """
         keeps = DurationFilter(min_sec, max_sec)
-        kept = total = 0
-        for cut in cuts:
-            kept, total = kept + keeps(cut), total + 1
+        survey = Survey(cuts.filter(keeps))
+        survey.codec = codec_of(survey.counted(cuts, keeps))
+        kept, total = survey.num_cuts, survey.num_seen
         logging.info(f"kept {kept} of {total} cuts between {min_sec:g} and {max_sec:g} s")
         if kept == 0:
             raise ValueError(
                 f"none of {total} cuts lasts between {min_sec:g} and {max_sec:g} s: change "
                 "--filter-min-duration and --filter-max-duration, or tokenise with another --window"
             )
-        return cuts.filter(keeps)
+        return survey
 
     def train_dataloader(
         self,
@@ -163,6 +202,7 @@ class TokenDataModule:
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
             persistent_workers=persistent and workers > 0,
+            worker_init_fn=ignore_stop_signals,
             # its own: an iterator's start would else move the global one, which draws dropout
             generator=torch.Generator(),
         )

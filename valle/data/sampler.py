@@ -14,6 +14,11 @@ from torch.utils.data import Sampler
 # from a loaded state.
 _SETTINGS = ("seed", "world_size", "shuffle", "drop_last", "max_duration")
 
+_BUCKETS = "num_buckets"
+
+# A bucket may leave a batch that is not full at an epoch's end; it should not be one of few.
+_BATCHES_OF_A_BUCKET = 4
+
 
 def make_sampler(
     cuts: CutSet,
@@ -55,24 +60,25 @@ def make_sampler(
         "world_size": world_size,
         "rank": rank,
     }
-    buckets = _affordable_buckets(cuts, num_buckets, max_duration * world_size)
+    num_batches = max(world_size, _BATCHES_OF_A_BUCKET)
+    buckets = _affordable_buckets(cuts, num_buckets, num_batches * max_duration)
     if buckets < 2:
         return DynamicCutSampler(cuts, shuffle_buffer_size=shuffle_buffer_size, **common)
     return DynamicBucketingSampler(cuts, num_buckets=buckets, buffer_size=buffer_size, **common)
 
 
-def _affordable_buckets(cuts: Iterable[Any], wanted: int, max_duration: float) -> int:
-    """At most `wanted` buckets, each with enough cuts to fill a batch on each rank."""
+def _affordable_buckets(cuts: Iterable[Any], wanted: int, bucket_sec: float) -> int:
+    """At most `wanted` buckets, each with so many seconds; reads no more cuts than that takes."""
     if wanted < 2:
         return 1
     num_cuts, total_sec = 0, 0.0
     for cut in cuts:
         num_cuts += 1
         total_sec += cut.duration
-        if num_cuts >= 2 * wanted and total_sec >= wanted * max_duration:
+        if num_cuts >= 2 * wanted and total_sec >= wanted * bucket_sec:
             return wanted
     # two cuts a bucket, as lhotse cannot place a boundary otherwise
-    buckets = max(1, min(wanted, num_cuts // 2, int(total_sec / max_duration)))
+    buckets = max(1, min(wanted, num_cuts // 2, int(total_sec / bucket_sec)))
     logging.info(
         f"{num_cuts} cuts of {total_sec:.0f} s in all fill {buckets} buckets, not {wanted}"
     )
@@ -90,10 +96,10 @@ def consumed_state(sampler: CutSampler, num_consumed_batches: int) -> dict[str, 
       num_consumed_batches: Batches of the current epoch that this rank has trained on.
 
     Returns:
-      lhotse's state, plain types only. Load it into a fresh sampler over the same cuts on any rank
-      and do not iterate that sampler before training does.
+      lhotse's state and the number of buckets, plain types only. Load it into a fresh sampler over
+      the same cuts on any rank and do not iterate that sampler before training does.
     """
-    state = sampler.state_dict()
+    state = _own_state(sampler)
     epoch = sampler.epoch
     counts = {
         "epoch": epoch,
@@ -112,14 +118,16 @@ def load_sampler_state(sampler: CutSampler, state: dict[str, Any]) -> None:
     Raises:
       ValueError: The sampler was set up differently, so that its batches are not those of before.
     """
-    own = sampler.state_dict()
+    own = _own_state(sampler)
     differing = [
         f"{key} {state.get(key)} then, {own[key]} now"
         for key in _SETTINGS
         if state.get(key) != own[key]
     ]
-    if set(state) != set(own):
+    if set(state) - {_BUCKETS} != set(own) - {_BUCKETS}:
         differing.append("with and without buckets")
+    elif state.get(_BUCKETS, own[_BUCKETS]) != own[_BUCKETS]:
+        differing.append(f"{state[_BUCKETS]} buckets then, {own[_BUCKETS]} now")
     if differing:
         raise ValueError(
             f"cannot go on inside the epoch: {'; '.join(differing)}. Resume with the settings of "
@@ -128,14 +136,20 @@ def load_sampler_state(sampler: CutSampler, state: dict[str, Any]) -> None:
     sampler.load_state_dict(_copy(state))
 
 
+def _own_state(sampler: CutSampler) -> dict[str, Any]:
+    """Lhotse's state, which does not tell the number of buckets, and that."""
+    return {**sampler.state_dict(), _BUCKETS: getattr(sampler, "num_buckets", 1)}
+
+
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    """Make a copy to load: lhotse empties what it loads, two levels deep."""
+    """Make a copy that lhotse can load: it empties what it loads, two levels deep."""
     stats = state["diagnostics"]["stats_per_epoch"]
     diagnostics = {
         **state["diagnostics"],
         "stats_per_epoch": {epoch: dict(counts) for epoch, counts in stats.items()},
     }
-    return {**state, "diagnostics": diagnostics}
+    plain = {key: value for key, value in state.items() if key != _BUCKETS}
+    return {**plain, "diagnostics": diagnostics}
 
 
 class EveryNth(Sampler):

@@ -177,17 +177,30 @@ class AudioLM(nn.Module):
         )
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | torch.device = "cpu") -> "AudioLM":
+    def from_checkpoint(
+        cls, path: str | Path, device: str | torch.device = "cpu", averaged: bool = False
+    ) -> "AudioLM":
         """Rebuild the model that a training checkpoint holds, in eval mode.
 
+        Args:
+          path: a file of the trainer, or of average_checkpoints.py.
+          device: where the model goes.
+          averaged: take the average of the weights that the run kept (`--average-period`).
+
         Raises:
-          ValueError: the file is no checkpoint of an AudioLM, or is damaged.
+          ValueError: the file is no checkpoint of an AudioLM, is damaged, or holds no average.
         """
         checkpoint = read_checkpoint(path)
         if "config" not in checkpoint:
             raise ValueError(f"{path} holds no AudioLM config; was it written by this trainer?")
+        section = "model_avg" if averaged else "model"
+        if section not in checkpoint:
+            raise ValueError(
+                f"{path} holds no averaged weights: only a run with --average-period above 0 keeps "
+                "them; take the weights as they are (averaged=False)"
+            )
         model = cls(**checkpoint["config"])
-        model.load_state_dict(checkpoint["model"])
+        model.load_state_dict(checkpoint[section])  # the average is float64, parameters stay theirs
         return model.to(device).eval()
 
     @property
@@ -274,7 +287,7 @@ class AudioLM(nn.Module):
         """Score quantizer 1, and EOS where a target ends its recording."""
         B, T, _ = y.shape
         codes = y[:, :, 0]
-        logits = self.ar(self.ar.embedding(x), x_lens, codes, y_lens)
+        logits = self.ar(self.ar.embedding(x), x_lens, codes, y_lens).float()
         frames = length_mask(y_lens, T + 1)
         targets = F.pad(codes, (0, 1)).where(frames, self.eos_id)
         num_targets = y_lens if y_ends is None else y_lens + y_ends.to(y_lens)
@@ -297,7 +310,7 @@ class AudioLM(nn.Module):
         metrics: dict[str, Summed] = {}
         totals, top10 = [], []
         for stages in passes:
-            logits = self.nar(prompt, x_lens, y, y_lens, stages)
+            logits = self.nar(prompt, x_lens, y, y_lens, stages).float()
             quantizers = stages.to(y.device)
             scores = frame_scores(logits, y[rows, :, quantizers], frames)
             predictions[rows, :, quantizers] = logits.detach().argmax(-1).where(frames, UNKNOWN)

@@ -11,6 +11,9 @@ not:
 * the gradient is clipped against the median of the recent gradient norms, so the threshold needs
   no tuning. The step does not depend on the scale of the loss, so a summed loss needs no division.
 
+Of sharded tensors (``valle.utils.sharding``) each rank moves its part; what the rule asks of a
+tensor is always that of the whole one.
+
 Letters: t steps that this tensor has taken, n tensors stacked in one bucket.
 """
 
@@ -21,6 +24,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from valle.utils.sharding import (
+    PER_ELEMENT_STATE,
+    check_layout,
+    from_part,
+    is_sharded,
+    local_part,
+    max_part_numel,
+    shard_state,
+    sum_over_ranks,
+)
 
 # Steps at which a first, doubled threshold is set, as newer icefall does. VALL-E waits for a whole
 # clipping_update_period: a short run would never clip, a long one not in its wildest steps.
@@ -34,22 +48,49 @@ _STATE_OF_TENSORS = _STATE_OF_SCALARS | {"rms", "scale_grads", "scale_moment"}
 
 
 @dataclass
+class _RankSums:
+    """What sharded tensors come to as wholes, each (n,), the same on every rank.
+
+    Attributes:
+        grad_norms: Norms of the gradients as they came.
+        scale_grads: Dot products of tensor and gradient as it came; not of one-element tensors.
+        mean_squares: Of the weights, in the steps that need them.
+    """
+
+    grad_norms: Tensor
+    scale_grads: Tensor
+    mean_squares: Tensor
+
+
+@dataclass
 class _Bucket:
     """Tensors of one device, dtype, shape and step count, whose state is kept stacked.
 
     Attributes:
-        params: The n tensors, each (*shape).
+        params: The n tensors, each of which has a part (*shape) here: all of it, if not sharded.
         rows: State by name, row i for tensor i; ``optimizer.state[p]`` holds views of these rows.
         step: t of all of them.
+        sums: Of the step under way, if the tensors are sharded.
     """
 
     params: list[Tensor]
     rows: dict[str, Tensor]
     step: int
+    sums: _RankSums | None = None
 
     @property
     def holds_scalars(self) -> bool:
         return self.params[0].numel() == 1
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The n parts that lie here; their memory is the tensors' own."""
+        return [local_part(p) for p in self.params]
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The n parts of the gradients."""
+        return [local_part(p.grad) for p in self.params if p.grad is not None]
 
     def per_row(self, values: Tensor) -> Tensor:
         """(n,) -> (n, 1, ..., 1), to be multiplied with stacked tensors."""
@@ -63,6 +104,14 @@ class ScaledAdam(torch.optim.Optimizer):
     step count stands still. If the gradient norm of a group is not finite, neither the weights nor
     the moments of the group move in that step (icefall lets the momentum act) and the step is
     counted in ``clipping_stats``; ``p.grad`` itself is never changed.
+
+    Two attributes may be set for a step, as ``torch.amp.GradScaler`` does: ``found_inf`` (one
+    float), which if it is not 0 makes the step count as one of a norm that is not finite, and
+    ``grad_scale`` (one float or None), by which the gradients are still to be divided.
+
+    The tensors may be sharded. ``step`` is then collective, with one exchange (and one for each
+    tensor before its first step): a tensor must have a gradient on every rank or on none, and
+    ``found_inf`` must be the same on all.
 
     Args:
         params: float32 or float64 tensors, or groups of them.
@@ -78,8 +127,11 @@ class ScaledAdam(torch.optim.Optimizer):
         size_update_period: Steps between updates of the tensors' scales.
 
     Raises:
-        ValueError: A setting is out of range or a tensor has another dtype.
+        ValueError: A setting is out of range, or a tensor has another dtype or is cut otherwise
+            than by ``valle.utils.sharding.shard``.
     """
+
+    _step_supports_amp_scaling = True  # GradScaler then asks no device whether to step
 
     def __init__(
         self,
@@ -123,7 +175,7 @@ class ScaledAdam(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        first = group["params"][0]
+        first = local_part(group["params"][0])
         group["clipping"] = {
             "step": 0,
             "norm": first.new_zeros(()),
@@ -135,7 +187,7 @@ class ScaledAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step from the gradients that are there.
+        """Take one step from the gradients that are there. Collective, if they are sharded.
 
         Args:
             closure: Evaluates the loss again, if given.
@@ -147,11 +199,12 @@ class ScaledAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            buckets = self._buckets(group)
-            if not buckets:
-                continue
-            clip, finite = _clipping_factor(group, buckets)
+        filled = [(group, self._buckets(group)) for group in self.param_groups]
+        filled = [(group, buckets) for group, buckets in filled if buckets]
+        _sum_sharded(filled)
+        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for group, buckets in filled:
+            clip, finite = _clipping_factor(group, buckets, *scaling)
             for bucket in buckets:
                 _step_bucket(group, bucket, clip, finite)
                 self._count_step(bucket)
@@ -165,17 +218,32 @@ class ScaledAdam(torch.optim.Optimizer):
         names = ("norm", "threshold", "num_clipped", "num_nonfinite")
         return [{n: float(group["clipping"][n]) for n in names} for group in self.param_groups]
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on; the moments of sharded tensors are sharded alike."""
+        packed = super().state_dict()
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, state in packed["state"].items():
+            if is_sharded(p := params[i]):
+                names = PER_ELEMENT_STATE & set(state)
+                packed["state"][i] = state | {name: from_part(state[name], p) for name in names}
+        return packed
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state, bit for bit.
 
         Args:
-            state_dict: What ``state_dict()`` gave for the same tensors in the same order.
+            state_dict: What ``state_dict()`` gave for the same tensors in the same order. Moments
+                of sharded tensors may be whole or sharded.
 
         Raises:
             ValueError: It belongs to another optimizer or to other tensors.
         """
         _check_state_dict(state_dict, self.param_groups)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(shard_state(state_dict, self))
+        for p, tensor_state in self.state.items():
+            if is_sharded(p):
+                names = PER_ELEMENT_STATE & set(tensor_state)
+                tensor_state.update({name: local_part(tensor_state[name]) for name in names})
         for group in self.param_groups:  # the base class moves only the state of single tensors
             device = group["params"][0].device
             state = group["clipping"]
@@ -193,11 +261,12 @@ class ScaledAdam(torch.optim.Optimizer):
                 raise ValueError("ScaledAdam got a sparse gradient; use dense embeddings")
             if not self.state[p]:
                 self.state[p] = _initial_state(p, group["size_update_period"])
-            alike[(p.device, p.dtype, p.shape, self.state[p]["step"])].append(p)
+            kind = (p.device, p.dtype, p.shape, is_sharded(p), self.state[p]["step"])
+            alike[kind].append(p)
         buckets = []
         for params in alike.values():
             limit = MAX_BUCKET_ELEMENTS.get(params[0].device.type, 2**26)
-            most = max(1, limit // params[0].numel())
+            most = max(1, limit // max_part_numel(params[0]))
             pieces = (params[i : i + most] for i in range(0, len(params), most))
             buckets += [self._bucket_of(piece) for piece in pieces]
         return buckets
@@ -228,18 +297,24 @@ def _step_bucket(group: dict[str, Any], bucket: _Bucket, clip: Tensor, finite: T
 
     Args:
         group: The settings.
-        bucket: n tensors with their state.
+        bucket: n tensors with their state and, if they are sharded, the sums over ranks.
         clip: () factor on the gradients; 0 where the norm was not finite.
         finite: () bool; where False, weights and moments stay as they are.
     """
     beta1, beta2 = group["betas"]
     # grads of a finite norm are finite; the others are multiplied by 0, which needs them finite
-    grad = torch.stack([p.grad for p in bucket.params if p.grad is not None])
-    grad = grad.nan_to_num_(0.0, 0.0, 0.0).mul_(clip)
+    grad = torch.stack(bucket.grads).nan_to_num_(0.0, 0.0, 0.0).mul_(clip)
     keep = finite.to(grad.dtype)
-    weights = None if bucket.holds_scalars else torch.stack(bucket.params)
+    weights = None if bucket.holds_scalars else torch.stack(bucket.weights)
     work = torch.empty_like(grad)  # one for all: fresh memory is slow on a CPU
-    growth = None if weights is None else _growth(group, bucket, weights, grad, keep, work)
+    growth = None
+    if weights is not None:
+        if bucket.sums is None:
+            scale_grads = torch.mul(weights, grad, out=work).flatten(1).sum(1)
+        else:
+            # what is not finite remains so when it is multiplied by 0
+            scale_grads = (bucket.sums.scale_grads * clip).nan_to_num(0.0, 0.0, 0.0)
+        growth = _growth(group, bucket, weights, scale_grads, keep)
 
     second = bucket.rows["second_moment"]
     second.lerp_(torch.mul(grad, grad, out=work), keep * (1 - beta2))
@@ -257,19 +332,18 @@ def _step_bucket(group: dict[str, Any], bucket: _Bucket, clip: Tensor, finite: T
             delta.addcmul_(weights, bucket.per_row(growth))
     moment = bucket.rows["moment"]
     moment.lerp_(delta, keep * (1 - beta1))
-    torch._foreach_add_(bucket.params, list(torch.mul(moment, keep, out=work).unbind()))
+    torch._foreach_add_(bucket.weights, list(torch.mul(moment, keep, out=work).unbind()))
     if weights is None:
-        torch._foreach_clamp_max_(bucket.params, group["scalar_max"])
-        torch._foreach_clamp_min_(bucket.params, -group["scalar_max"])
+        torch._foreach_clamp_max_(bucket.weights, group["scalar_max"])
+        torch._foreach_clamp_min_(bucket.weights, -group["scalar_max"])
 
 
 def _growth(
     group: dict[str, Any],
     bucket: _Bucket,
     weights: Tensor,
-    grad: Tensor,
+    scale_grads: Tensor,
     keep: Tensor,
-    work: Tensor,
 ) -> Tensor | None:
     """By what fraction of itself each tensor grows (negative: shrinks), in the steps that say so.
 
@@ -277,37 +351,107 @@ def _growth(
         group: The settings.
         bucket: n tensors with their state; notes the gradient of each tensor's scale.
         weights: (n, *shape).
-        grad: (n, *shape), clipped.
+        scale_grads: (n,) dot product of each tensor and its clipped gradient, which is d loss /
+            d log(scale) of the tensor.
         keep: (), 0 in a step whose gradients are not finite, else 1.
-        work: (n, *shape), overwritten.
 
     Returns:
         (n,), or None in all but every ``size_update_period``-th step.
     """
     period, step = group["size_update_period"], bucket.step
-    scale_grads = bucket.rows["scale_grads"]  # (n, period)
-    # d loss / d log(scale) of a tensor is the dot product of the tensor and its gradient
-    scale_grads[:, step % period] = torch.mul(weights, grad, out=work).flatten(1).sum(1)
-    if step % period != period - 1:
+    recent = bucket.rows["scale_grads"]  # (n, period)
+    recent[:, step % period] = scale_grads
+    if not _refreshes_sizes(group, bucket):
         return None
-    rms = bucket.rows["rms"].copy_(weights.flatten(1).square().mean(1).sqrt())
+    if bucket.sums is None:
+        mean_squares = weights.flatten(1).square().mean(1)
+    else:
+        mean_squares = bucket.sums.mean_squares
+    rms = bucket.rows["rms"].copy_(mean_squares.sqrt())
     beta = group["betas"][1] ** period
-    second = bucket.rows["scale_moment"].lerp_(scale_grads.square().mean(1), keep * (1 - beta))
+    second = bucket.rows["scale_moment"].lerp_(recent.square().mean(1), keep * (1 - beta))
     correction = 1 - beta ** ((step + 1) / period)
-    growth = scale_grads.sum(1) / (second.sqrt() + group["eps"])
+    growth = recent.sum(1) / (second.sqrt() + group["eps"])
     growth = growth * (-group["scalar_lr_scale"] * group["lr"] * correction**0.5)
     growth = growth.masked_fill(rms < group["param_min_rms"], 0.0).clamp(-0.1, 0.1)
     return torch.minimum(growth, (group["param_max_rms"] - rms) / rms)
 
 
-def _clipping_factor(group: dict[str, Any], buckets: list[_Bucket]) -> tuple[Tensor, Tensor]:
-    """One factor for all gradients of the group.
+def _refreshes_sizes(group: dict[str, Any], bucket: _Bucket) -> bool:
+    """Whether this step measures the sizes of the bucket's tensors and lets them grow."""
+    period = group["size_update_period"]
+    return not bucket.holds_scalars and bucket.step % period == period - 1
+
+
+def _sum_sharded(filled: list[tuple[dict[str, Any], list[_Bucket]]]) -> None:
+    """Set the ``sums`` of all buckets of sharded tensors, by one exchange for all groups."""
+    sharded = [
+        (bucket, _refreshes_sizes(group, bucket))
+        for group, buckets in filled
+        for bucket in buckets
+        if is_sharded(bucket.params[0])
+    ]
+    if not sharded:
+        return
+    parts = torch.cat([_sums_of_parts(*each) for each in sharded], dim=1)
+    like = sharded[0][0].params[0]
+    assert is_sharded(like)
+    totals = sum_over_ranks(parts, like)
+    sizes = [len(bucket.params) for bucket, _ in sharded]
+    for (bucket, _), sums in zip(sharded, totals.split(sizes, dim=1), strict=True):
+        squares, scale_grads, squared_weights = sums
+        dtype = bucket.params[0].dtype
+        bucket.sums = _RankSums(
+            grad_norms=squares.sqrt().to(dtype),
+            scale_grads=scale_grads.to(dtype),
+            mean_squares=(squared_weights / bucket.params[0].numel()).to(dtype),
+        )
+
+
+def _sums_of_parts(bucket: _Bucket, with_sizes: bool) -> Tensor:
+    """What this rank adds to the sums over whole tensors.
 
     Returns:
-        () factor in [0, 1] and () bool, False (with factor 0) where the norm is not finite.
+        (3, n) float64: squared norms of the gradients, dot products of weights and gradients, and
+        squared norms of the weights (0 where these are not asked for).
+    """
+    grads = bucket.grads
+    norms = torch.stack(torch._foreach_norm(grads)).double()
+    # in float64, where the squares of float32 numbers neither vanish nor overflow
+    sums = torch.stack([norms.square(), torch.zeros_like(norms), torch.zeros_like(norms)])
+    if not bucket.holds_scalars:
+        weights = torch.stack(bucket.weights)
+        sums[1] = torch.stack(grads).mul_(weights).flatten(1).sum(1)
+        if with_sizes:
+            sums[2] = weights.square_().flatten(1).sum(1)
+    return sums
+
+
+def _clipping_factor(
+    group: dict[str, Any],
+    buckets: list[_Bucket],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One factor for all gradients of the group.
+
+    Args:
+        group: The settings and what clipping remembers.
+        buckets: All tensors of the group that have a gradient.
+        grad_scale: One float by which the gradients are yet to be divided, or None.
+        found_inf: One float; if it is not 0, the norm counts as not finite.
+
+    Returns:
+        () factor and () bool, False (with factor 0) where the norm is not finite.
     """
     state = group["clipping"]
     norm = _relative_norm(group, buckets)
+    if grad_scale is not None:
+        grad_scale = grad_scale.to(norm, non_blocking=True).reshape(())
+        norm = norm / grad_scale
+    if found_inf is not None:
+        found_inf = found_inf.to(norm.device, non_blocking=True).reshape(())
+        norm = norm.masked_fill(found_inf != 0, torch.inf)
     finite = torch.isfinite(norm)
     if group["clipping_scale"] is not None and state["step"] > 0:
         _note_norm(group, norm)
@@ -317,19 +461,22 @@ def _clipping_factor(group: dict[str, Any], buckets: list[_Bucket]) -> tuple[Ten
     state["num_nonfinite"] += ~finite
     state["num_clipped"] += finite & (factor < 1)
     state["step"] += 1
-    return factor, finite
+    return factor if grad_scale is None else factor / grad_scale, finite
 
 
 def _relative_norm(group: dict[str, Any], buckets: list[_Bucket]) -> Tensor:
     """() norm of all gradients, each weighted with the size by which its tensor moves."""
-    grads = [p.grad for bucket in buckets for p in bucket.params if p.grad is not None]
+    buckets = sorted(buckets, key=lambda bucket: bucket.sums is not None)
+    grads = [grad for bucket in buckets if bucket.sums is None for grad in bucket.grads]
+    norms = [torch.stack(torch._foreach_norm(grads))] if grads else []
+    norms += [bucket.sums.grad_norms for bucket in buckets if bucket.sums is not None]
     sizes = [
         bucket.rows["moment"].new_full((len(bucket.params),), group["scalar_lr_scale"])
         if bucket.holds_scalars
         else bucket.rows["rms"]
         for bucket in buckets
     ]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)) * torch.cat(sizes))
+    return torch.linalg.vector_norm(torch.cat(norms) * torch.cat(sizes))
 
 
 def _note_norm(group: dict[str, Any], norm: Tensor) -> None:
@@ -351,15 +498,20 @@ def _note_norm(group: dict[str, Any], norm: Tensor) -> None:
 
 def _initial_state(p: Tensor, size_update_period: int) -> dict[str, Any]:
     """State of one tensor before its first step, t = 0."""
+    part = local_part(p).detach()
     state: dict[str, Any] = {
         "step": 0,
-        "moment": torch.zeros_like(p),
-        "second_moment": torch.zeros_like(p),
+        "moment": torch.zeros_like(part),
+        "second_moment": torch.zeros_like(part),
     }
     if p.numel() != 1:
-        state["rms"] = p.detach().square().mean().sqrt()
-        state["scale_grads"] = p.new_zeros(size_update_period)
-        state["scale_moment"] = p.new_zeros(())
+        if is_sharded(p):
+            mean_square = sum_over_ranks(part.square().sum(), p) / p.numel()
+        else:
+            mean_square = part.square().mean()
+        state["rms"] = mean_square.sqrt()
+        state["scale_grads"] = part.new_zeros(size_update_period)
+        state["scale_moment"] = part.new_zeros(())
     return state
 
 
@@ -383,6 +535,9 @@ def _check_group(group: dict[str, Any]) -> None:
             f"ScaledAdam needs float32 or float64 weights, got {sorted(map(str, dtypes))}; for "
             "half precision keep float32 weights and run the model under autocast"
         )
+    for p in group["params"]:
+        if is_sharded(p):
+            check_layout(p)
 
 
 def _check_state_dict(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:

@@ -4,6 +4,9 @@ One file holds a flat dict: ``model, optimizer, scheduler, grad_scaler, sampler`
 ``model_avg``, and beside them every parameter of the run under its own name, so that the model can
 be built anew from the file alone. Everything in it is a tensor or of a plain type, which is what
 ``torch.load`` takes by default (``weights_only=True``); nothing is ever unpickled.
+
+The tensors in a file are whole, whoever wrote it: a run whose weights are shared out among ranks
+(``valle.utils.sharding``) gathers them for the file, and takes its parts from it.
 """
 
 import re
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from valle.utils.files import copy_whole, written_whole
+from valle.utils.sharding import holds_shards, on_main_with_whole, shard_like, shard_state
 
 RESERVED = ("model", "optimizer", "scheduler", "grad_scaler", "sampler", "model_avg")
 _WRAPPERS = ("module.", "_orig_mod.")  # put before every name by DDP and by torch.compile
@@ -36,9 +40,13 @@ def save_checkpoint(
     scheduler: Stateful | None = None,
     scaler: Stateful | None = None,
     sampler_state: Mapping[str, Any] | None = None,
-    model_avg: nn.Module | None = None,
+    model_avg: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the state of a run, whole or not at all. Call it on one rank only.
+    """Write the state of a run, whole or not at all.
+
+    Call it on one rank only; of a sharded model on every rank, in the same order as other
+    exchanges. Rank 0 alone then gathers and writes, while the others wait for how it ends: all
+    return, or all raise. What is not of a sharded tensor is taken from rank 0.
 
     Args:
         filename: Where to; folders are made.
@@ -49,48 +57,50 @@ def save_checkpoint(
         scheduler: Learning-rate schedule.
         scaler: Gradient scaler.
         sampler_state: Position in the data.
-        model_avg: Running mean of the weights; stored as float32, left as it is.
+        model_avg: Mean of the weights, by the names of ``model``; kept in its own type.
 
     Raises:
         ValueError: A parameter has the name of a section, or is of a type that could not be
             loaded again.
         OSError: The file could not be written; nothing is left of it.
     """
-    taken = sorted(set(RESERVED) & set(params))
-    if taken:
-        raise ValueError(f"parameters may not be called {', '.join(taken)}: sections are")
-    states = {"optimizer": optimizer, "scheduler": scheduler, "grad_scaler": scaler}
-    checkpoint: dict[str, Any] = {"model": _weights(model)}
-    checkpoint |= {
-        name: None if o is None else _plain(o.state_dict(), name) for name, o in states.items()
-    }
-    checkpoint["sampler"] = _plain(sampler_state, "sampler")
+    objects = {"optimizer": optimizer, "scheduler": scheduler, "grad_scaler": scaler}
+    states: dict[str, Any] = {"model": _weights(model)}
+    states |= {name: None if o is None else o.state_dict() for name, o in objects.items()}
+    states["sampler"] = sampler_state
     if model_avg is not None:
-        checkpoint["model_avg"] = {k: _as_float32(v) for k, v in _weights(model_avg).items()}
-    checkpoint |= {str(key): _plain(value, str(key)) for key, value in params.items()}
-    with written_whole(filename) as temporary:
-        _write(checkpoint, temporary)
+        states["model_avg"] = dict(model_avg)
+
+    def write(whole: dict[str, Any]) -> None:
+        _write_sections(filename, whole, params)
+
+    if holds_shards(model):
+        on_main_with_whole(states, write, next(model.parameters()).device)
+    else:
+        write(states)
 
 
 def load_checkpoint(
     filename: str | Path,
     model: nn.Module,
-    optimizer: Stateful | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     scheduler: Stateful | None = None,
     scaler: Stateful | None = None,
-    model_avg: nn.Module | None = None,
+    model_avg: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Load a checkpoint strictly into what is given; what is not given is not looked at.
+
+    Of a sharded model, call it on every rank: each reads its part of the file.
 
     Args:
         filename: A file of ``save_checkpoint`` (or of another trainer of this family, if it holds
             plain types only).
         model: Must have exactly the weights of the file.
-        optimizer: Gets its state, as the next ones.
+        optimizer: Gets its state, as the next ones; that of a sharded model is sharded alike.
         scheduler: Learning-rate schedule.
         scaler: Gradient scaler; one that is disabled takes nothing, one whose state the file lacks
             (it was not needed there) starts afresh.
-        model_avg: Running mean of the weights.
+        model_avg: Mean of the weights; the tensors are written in place, in their own type.
 
     Returns:
         All parameters, and ``sampler``: its state or None.
@@ -104,13 +114,12 @@ def load_checkpoint(
     if model_avg is not None:
         if "model_avg" not in checkpoint:
             raise ValueError(f"{filename} holds no model_avg; resume with --average-period 0")
-        load_weights(model_avg, checkpoint["model_avg"], filename)
-    for name, target in (("optimizer", optimizer), ("scheduler", scheduler)):
-        if target is None:
-            continue
-        if not checkpoint.get(name):
-            raise ValueError(f"{filename} holds no {name} state, so the run cannot go on from it")
-        target.load_state_dict(checkpoint[name])
+        _load_average(model_avg, checkpoint["model_avg"], filename)
+    if optimizer is not None:
+        state = _section(checkpoint, "optimizer", filename)
+        optimizer.load_state_dict(shard_state(state, optimizer))
+    if scheduler is not None:
+        scheduler.load_state_dict(_section(checkpoint, "scheduler", filename))
     if scaler is not None and checkpoint.get("grad_scaler"):
         scaler.load_state_dict(checkpoint["grad_scaler"])
     leftovers = {key: value for key, value in checkpoint.items() if key not in RESERVED}
@@ -142,8 +151,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     """Load weights strictly; the names may carry the prefixes of DDP or torch.compile.
 
     Args:
-        model: Gets the weights.
-        weights: Name -> tensor.
+        model: Gets the weights; if it is sharded, each rank its part of them.
+        weights: Name -> whole tensor.
         source: Where they come from, for the message.
 
     Raises:
@@ -151,25 +160,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     """
     inner = unwrap(model)
     own = inner.state_dict()
-    weights = _without_wrappers(weights, own)
-    report = [
-        _listing("missing in the file", sorted(set(own) - set(weights))),
-        _listing("unknown to the model", sorted(set(weights) - set(own))),
-        _listing(
-            "of another shape",
-            [
-                f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
-                for k in own
-                if k in weights and weights[k].shape != own[k].shape
-            ],
-        ),
-    ]
-    if any(report):
-        raise ValueError(
-            f"the weights of {source} do not fit the model: {'; '.join(filter(None, report))}. "
-            "Build the model with the settings that the checkpoint holds"
-        )
-    inner.load_state_dict(weights)
+    fitting = _fitting(weights, own, source)
+    inner.load_state_dict({name: shard_like(fitting[name], own[name]) for name in own})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -246,8 +238,57 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def _as_float32(value: Tensor) -> Tensor:
-    return value.to(torch.float32) if value.is_floating_point() else value
+@torch.no_grad()
+def _load_average(average: dict[str, Tensor], saved: Mapping[str, Tensor], source: Any) -> None:
+    """Copy a saved mean of weights into the tensors that keep it now."""
+    for name, value in _fitting(saved, average, source).items():
+        average[name].copy_(shard_like(value, average[name]))
+
+
+def _fitting(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Any
+) -> dict[str, Tensor]:
+    """The weights under the names of our own; ValueError unless names and shapes are alike."""
+    weights = without_wrappers(weights, own)
+    report = [
+        listing("missing in the file", sorted(set(own) - set(weights))),
+        listing("unknown to the model", sorted(set(weights) - set(own))),
+        listing(
+            "of another shape",
+            [
+                f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
+                for k in own
+                if k in weights and weights[k].shape != own[k].shape
+            ],
+        ),
+    ]
+    if any(report):
+        raise ValueError(
+            f"the weights of {source} do not fit the model: {'; '.join(filter(None, report))}. "
+            "Build the model with the settings that the checkpoint holds"
+        )
+    return weights
+
+
+def _section(checkpoint: dict[str, Any], name: str, source: Any) -> dict[str, Any]:
+    """The state of that name, which must be there."""
+    if not checkpoint.get(name):
+        raise ValueError(f"{source} holds no {name} state, so the run cannot go on from it")
+    return checkpoint[name]
+
+
+def _write_sections(
+    filename: str | Path, states: dict[str, Any], params: Mapping[str, Any]
+) -> None:
+    """Write states, of which all tensors are whole, and parameters as one flat dict."""
+    taken = sorted(set(RESERVED) & set(params))
+    if taken:
+        raise ValueError(f"parameters may not be called {', '.join(taken)}: sections are")
+    plain = {name: _plain(state, name) for name, state in states.items() if name != "model"}
+    checkpoint = {"model": states["model"]} | plain
+    checkpoint |= {str(key): _plain(value, str(key)) for key, value in params.items()}
+    with written_whole(filename) as temporary:
+        _write(checkpoint, temporary)
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -323,7 +364,7 @@ def _check_sections(path: Path, checkpoint: Any) -> None:
         )
 
 
-def _without_wrappers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Any]:
+def without_wrappers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Any]:
     """Strip wrapper prefixes that all names have and the model's own names have not."""
     names = list(weights)
     for _ in _WRAPPERS:
@@ -334,7 +375,8 @@ def _without_wrappers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
     return dict(zip(names, weights.values(), strict=True))
 
 
-def _listing(what: str, names: list[str]) -> str:
+def listing(what: str, names: list[str]) -> str:
+    """How many names there are and the first of them, for a message; empty if there are none."""
     if not names:
         return ""
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

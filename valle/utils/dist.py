@@ -2,19 +2,30 @@
 
 Two ways to start them: ``torchrun`` sets RANK, WORLD_SIZE and LOCAL_RANK for processes that it
 starts itself; without it, ``launch`` starts as many as ``--world-size`` says on this machine.
+
+They meet at a key-value store (a TCP server in rank 0, or in torchrun's agent on the first node),
+which stays open for them to leave each other notes: ``job_store``.
 """
 
-import datetime
 import os
+import secrets
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from valle.utils.signals import forwarded_to
+
 DEFAULT_PORT = 12354
+DEFAULT_TIMEOUT_SEC = 1800.0
+
+T = TypeVar("T")
+
+_job_name: str | None = None  # agreed on by all ranks of this job; None in a world of one
 
 
 def started_by_torchrun() -> bool:
@@ -45,14 +56,17 @@ def launch(run: Callable[..., Any], world_size: int, *args: Any) -> None:
         run(0, 1, *args)
     else:
         _check_world_size(world_size)
-        mp.spawn(run, args=(world_size, *args), nprocs=world_size, join=True)
+        processes = mp.spawn(run, args=(world_size, *args), nprocs=world_size, join=False)
+        with forwarded_to(processes.pids()):
+            while not processes.join():
+                pass
 
 
 def setup_dist(
     rank: int = 0,
     world_size: int = 1,
     master_port: int = DEFAULT_PORT,
-    timeout_sec: float = 1800.0,
+    timeout_sec: float = DEFAULT_TIMEOUT_SEC,
 ) -> torch.device:
     """Join the other processes (none, if the world is one) and take a device.
 
@@ -60,7 +74,9 @@ def setup_dist(
         rank: This process; under torchrun its own numbers count instead.
         world_size: Processes in all.
         master_port: Port on this machine where they meet, without torchrun.
-        timeout_sec: How long to wait for the others, here and in every exchange.
+        timeout_sec: How long to wait for the others here, and how long a rank may take to get on
+            before ``Watchdog``, which is given the same number, ends the job. An exchange fails
+            by itself after ``exchange_timeout(timeout_sec)``, which is later.
 
     Returns:
         The GPU of this process if there is one (backend nccl), else the CPU (backend gloo).
@@ -75,14 +91,65 @@ def setup_dist(
         os.environ["MASTER_PORT"] = str(master_port)
     device = _take_device(rank)
     if world_size > 1:
-        _join(rank, world_size, "nccl" if device.type == "cuda" else "gloo", timeout_sec)
+        _join(rank, world_size, device, timeout_sec)
     return device
+
+
+def exchange_timeout(timeout_sec: float) -> timedelta:
+    """When an exchange among ranks fails by itself, for a job whose ranks get ``timeout_sec``.
+
+    Gloo and NCCL then say that time is up, but not whose fault it is, so ``Watchdog`` has to speak
+    first. Twice the time, as a GPU's exchange begins to count when it is queued, up to a whole step
+    before its rank is seen to stand still; 30 s more for the watchdog to look, speak and end.
+    """
+    return timedelta(seconds=2 * timeout_sec + 30)
+
+
+def job_store(timeout_sec: float = 60.0) -> dist.Store:
+    """A new connection to the job's key-value store, under a prefix of this job's own.
+
+    It is a connection of its own because one connection serves one caller at a time: a thread that
+    shared that of the process group would wait wherever the group waits. The store is gone once
+    its host has left the job, so close what uses it before ``cleanup_dist``.
+
+    Args:
+        timeout_sec: How long connecting, and waiting for a key, may take.
+
+    Raises:
+        RuntimeError: ``setup_dist`` did not join other processes, or the store does not answer.
+    """
+    if _job_name is None:
+        raise RuntimeError(
+            "there is no store: this process has not joined others; call setup_dist with a "
+            "world_size above 1 first"
+        )
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=timeout_sec),
+        wait_for_workers=False,
+    )
+    return dist.PrefixStore(_job_name, store)
 
 
 def cleanup_dist() -> None:
     """Leave the others; does nothing in a world of one."""
+    global _job_name
+    _job_name = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Wait until every rank is here. Collective.
+
+    Call it before the last reference to a DDP or FSDP model goes: gloo's thread may still hold
+    tensors of the exchange before, and tearing the group down would wait for it while it waits for
+    Python (seen with torch 2.13).
+    """
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def get_rank() -> int:
@@ -98,6 +165,23 @@ def get_world_size() -> int:
 def is_main() -> bool:
     """Whether this is the process that logs and writes files."""
     return get_rank() == 0
+
+
+def from_main(value: T) -> T:
+    """What the main process passed, on every rank. Collective."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """What each rank passed, by rank. Collective."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def choose_device(name: str) -> torch.device:
@@ -138,14 +222,22 @@ def _take_device(rank: int) -> torch.device:
     return device
 
 
-def _join(rank: int, world_size: int, backend: str, timeout_sec: float) -> None:
+def _join(rank: int, world_size: int, device: torch.device, timeout_sec: float) -> None:
+    global _job_name
+    patience = exchange_timeout(timeout_sec)
     try:
+        store, _, _ = next(
+            dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=timeout_sec))
+        )
+        store.set_timeout(patience)
         dist.init_process_group(
-            backend,
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("default_pg", store),
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=timeout_sec),
+            timeout=patience,
         )
+        _job_name = _agree_on_name(device)
     except RuntimeError as error:
         meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RuntimeError(
@@ -153,6 +245,13 @@ def _join(rank: int, world_size: int, backend: str, timeout_sec: float) -> None:
             f"{timeout_sec:g} s. See whether another process failed first, and whether the port "
             f"is free (--master-port). ({(str(error).splitlines() or [''])[0]})"
         ) from error
+
+
+def _agree_on_name(device: torch.device) -> str:
+    """A name no other job has had: torchrun restarts a job on a store that still holds its keys."""
+    number = torch.tensor(secrets.randbits(62), device=device)
+    dist.broadcast(number, src=0)
+    return f"valle-{int(number):x}"
 
 
 def _check_world_size(world_size: int) -> None:

@@ -81,6 +81,15 @@ class MetricsTracker:
         dist.all_reduce(sums)
         return _tracker(names, sums)
 
+    def to_plain(self) -> dict[str, Any]:
+        """The sums as a checkpoint takes them."""
+        return {"names": list(self._names), "sums": self._sums.cpu()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "MetricsTracker":
+        """What ``to_plain`` was called on."""
+        return _tracker(tuple(plain["names"]), plain["sums"])
+
     def __str__(self) -> str:
         """As icefall: ``loss=2.5, ArTop10Accuracy=0.6, over 100.00 frames. ``."""
         values = self.means()

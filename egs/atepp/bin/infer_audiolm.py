@@ -44,6 +44,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
+    add(
+        "--averaged",
+        type=str2bool,
+        default=False,
+        help="take the averaged weights, of a run with --average-period",
+    )
     add("--audio-prompts", type=Path, nargs="*", default=[], help="sound files to continue")
     add("--num-unconditional", type=int, default=0, help="pieces out of nothing (--prepend-bos)")
     add("--prompt-duration", type=float, help="take this many seconds of each file; default: all")
@@ -132,7 +138,7 @@ def continue_files(args: argparse.Namespace) -> None:
     check_arguments(args)
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
-    model = AudioLM.from_checkpoint(args.checkpoint, device)
+    model = AudioLM.from_checkpoint(args.checkpoint, device, args.averaged)
     codec = load_codec(args.codec, checkpoint, args.checkpoint, device, model.config.num_quantizers)
     prompts = read_prompts(args, codec, model.config.num_quantizers)
     options = generation_options(args, codec.frame_rate, prompts, checkpoint)

@@ -12,41 +12,51 @@ trained before. Several GPUs: `torchrun --nproc-per-node N` before the script, o
 
 import argparse
 import logging
+import math
 import resource
 import time
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from lhotse.dataset import find_pessimistic_batches
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
-from training_run import Run, build_run, restore_rng, rng_state, save
+from training_run import DTYPES, Batch, Run, build_run
 from training_samples import write_samples
+from training_saving import resume, save
+from training_step import (
+    accumulate,
+    check_grad_scale,
+    compute_loss,
+    keep_batches,
+    prepare,
+    review,
+    train_step,
+    with_less_at_once,
+)
 
-from valle.data import TokenDataModule, split_prompt
+from valle.data import TokenDataModule
 from valle.models import add_model_arguments
-from valle.models.audio_lm import AudioLMOutput
 from valle.modules.optim import DEFAULT_LR
-from valle.utils.averaging import update_averaged_model
-from valle.utils.checkpoint import copy_checkpoint, remove_checkpoints
+from valle.utils.averaging import AveragingRule, update_averaged_weights
+from valle.utils.checkpoint import remove_checkpoints
 from valle.utils.cli import str2bool
-from valle.utils.dist import cleanup_dist, launch
-from valle.utils.files import written_whole
+from valle.utils.dist import (
+    DEFAULT_TIMEOUT_SEC,
+    cleanup_dist,
+    gather_objects,
+    launch,
+    setup_dist,
+    wait_for_all,
+)
 from valle.utils.hooks import register_inf_check_hooks
+from valle.utils.log import setup_logger
 from valle.utils.metrics import MetricsTracker
-
-Batch = dict[str, Any]
-
-MAX_NORM = 1.0  # of AdamW's gradients; ScaledAdam finds its own
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from valle.utils.rng import restore_rng, rng_state
+from valle.utils.signals import StopRequest, handled
+from valle.utils.watchdog import Watchdog
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -59,6 +69,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--num-epochs", type=int, default=20, help="the last epoch, counted from 1")
     add("--start-epoch", type=int, default=1, help="above 1: go on from epoch-(N-1).pt")
     add("--start-batch", type=int, default=0, help="above 0: go on from checkpoint-N.pt")
+    add("--resume", default="none", choices=["none", "auto"], help="auto: from the newest that is")
+    add("--init-from", type=Path, help="checkpoint whose weights alone a new run starts from")
+    add("--init-partial", type=str2bool, default=False, help="take those that fit, if not all do")
     add("--ar-checkpoint", type=Path, help="stage 2: where the trained AR half is read from")
     add("--prompt-ratio", type=float, default=0.4, help="share of a cut that is its prompt")
     add("--filter-min-duration", type=float, default=0.0, help="shorter cuts are left out (s)")
@@ -77,6 +90,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--warmup-steps", type=int, default=200)
     add("--accumulate-grad-steps", type=int, default=1, help="batches a step")
     add("--average-period", type=int, default=0, help="steps between updates of model_avg; 0: none")
+    add(
+        "--ema-decay", type=float, default=0.0, help="above 0: model_avg forgets; by this an update"
+    )
+    add("--max-skipped-steps", type=int, default=10, help="not finite, in a row, before it stops")
+    add("--compile", type=str2bool, default=False, help="torch.compile, where it works")
+    add("--on-oom", default="stop", choices=["stop", "split"], help="split: retry in halves")
     add = parser.add_argument_group("logging and checkpoints").add_argument
     add("--tensorboard", type=str2bool, default=True)
     add("--log-interval", type=int, default=100, help="steps between log lines")
@@ -84,6 +103,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--valid-interval", type=int, default=10000, help="steps between validations in an epoch")
     add("--save-every-n", type=int, default=10000, help="steps between checkpoint-N.pt")
     add("--keep-last-k", type=int, default=20, help="how many checkpoint-N.pt are kept")
+    add("--on-save-error", default="stop", choices=["stop", "continue"], help="as on a full disk")
     add("--sample-epochs", type=int, default=1, help="epochs between audio samples; 0: none")
     add("--num-samples", type=int, default=2, help="validation cuts that are continued to hear")
     add("--sample-codec", help="codec of the audio samples; default: as in the manifest")
@@ -92,6 +112,13 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("several processes").add_argument
     add("--world-size", type=int, default=1, help="processes; torchrun's settings win")
     add("--master-port", type=int, default=12354)
+    add("--fsdp", type=str2bool, default=False, help="each process holds a share of the weights")
+    add(
+        "--dist-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_SEC,
+        help="seconds that a process may keep the others waiting",
+    )
     add_model_arguments(parser)
     TokenDataModule.add_arguments(parser)
     return parser
@@ -112,86 +139,18 @@ class Stopwatch:
         return rate
 
 
-# One step
-
-
-@dataclass
-class Prepared:
-    """A batch on the device, split into prompts and targets: arguments of `AudioLM.forward`."""
-
-    inputs: dict[str, Tensor]
-    num_frames: int
-    cut_ids: list[str]
-
-
-def prepare(run: Run, batch: Batch) -> Prepared:
-    # split on the CPU, where asking for lengths does not make the host wait for the device
-    prompt = split_prompt(
-        batch["audio_features"], batch["audio_features_lens"], run.params.prompt_ratio
-    )
-    inputs = prompt._asdict() | {"y_ends": batch["reaches_end"]}
-    inputs = {name: tensor.to(run.device, non_blocking=True) for name, tensor in inputs.items()}
-    return Prepared(inputs, int(prompt.y_lens.sum()), batch["utt_id"])
-
-
-def compute_loss(run: Run, batch: Prepared) -> tuple[AudioLMOutput, MetricsTracker]:
-    """Forward pass of a batch, for training and validation alike; the loss is a sum."""
-    dtype = DTYPES[run.params.dtype]
-    model = run.wrapped if run.model.training else run.model
-    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
-        output = model(**batch.inputs, reduction="sum", train_stage=int(run.stage))
-    metrics = {"frames": batch.num_frames, "loss": (output.loss, batch.num_frames)}
-    return output, MetricsTracker(metrics | output.metrics)
-
-
-def train_step(run: Run, batches: list[Prepared]) -> tuple[MetricsTracker, Tensor]:
-    """One update from one or several batches on all ranks, as if they were a single batch.
-
-    Returns the metrics and the gradient norm. A gradient that is not finite changes no weight.
-    """
-    info = MetricsTracker()
-    scale = loss_scale(run, sum(batch.num_frames for batch in batches))
-    for i, batch in enumerate(batches):
-        is_last = i + 1 == len(batches)
-        with nullcontext() if is_last else without_sync(run):
-            output, batch_info = compute_loss(run, batch)
-            run.scaler.scale(output.loss * scale).backward()
-        info = info + batch_info
-    run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.get_total_norm(
-        [p.grad for p in run.learning_parameters() if p.grad is not None]
-    )
-    if run.params.optimizer_name == "ScaledAdam":  # clips by itself, and skips what is not finite
-        run.scaler.step(run.optimizer)
-    elif norm.isfinite():
-        torch.nn.utils.clip_grads_with_norm_(run.learning_parameters(), MAX_NORM, norm)
-        run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    return info, norm
-
-
-def without_sync(run: Run) -> AbstractContextManager:
-    """Ranks exchange gradients once a step, at its last batch."""
-    return run.wrapped.no_sync() if isinstance(run.wrapped, DDP) else nullcontext()
-
-
-def loss_scale(run: Run, num_frames: int) -> Tensor:
-    """What turns sums of this rank into its share of the mean over the frames of all ranks."""
-    total = torch.tensor(float(num_frames), device=run.device)
-    if run.params.world_size > 1:
-        dist.all_reduce(total)
-    return run.params.world_size / total  # DDP takes the mean over ranks
-
-
 # One epoch
 
 
-def train_one_epoch(run: Run) -> MetricsTracker:
-    """Fetch, step, log, validate, save. Returns the metrics of the whole epoch."""
+def train_one_epoch(run: Run) -> None:
+    """Fetch, step, log, validate, save; `run.whole` gathers the metrics of the epoch.
+
+    Raises:
+      Stopped: A signal asked for it; all is saved.
+    """
     params = run.params
     run.wrapped.train()
-    whole, tot, stopwatch = MetricsTracker(), MetricsTracker(), Stopwatch()
+    stopwatch = Stopwatch()
     with tqdm(
         total=run.num_train_cuts,
         desc=f"epoch {params.cur_epoch}",
@@ -199,58 +158,41 @@ def train_one_epoch(run: Run) -> MetricsTracker:
         disable=None if run.is_main else True,
         leave=False,
     ) as bar:
-        for batches in grouped(run.train_dl, params.accumulate_grad_steps):
+        for batches in batches_of_steps(run):
             prepared = [prepare(run, batch) for batch in batches]
             try:
                 info, norm = train_step(run, prepared)
-                check_finite(run, info)
             except Exception:
-                save_batches(run, batches)
+                keep_batches(run, prepared)
                 raise
             params.batch_idx_train += 1
             params.batch_idx_epoch += len(batches)
             run.scheduler.step_batch()
-            whole, tot = whole + info, tot * (1 - 1 / params.reset_interval) + info
+            run.whole, run.tot = run.whole + info, run.tot * (1 - 1 / params.reset_interval) + info
+            review(run)
             num_cuts = sum(len(batch.cut_ids) for batch in prepared)
             stopwatch.num_frames += sum(batch.num_frames for batch in prepared)
             bar.update(num_cuts * params.world_size)
             if params.batch_idx_train % params.log_interval == 0:
                 rate = stopwatch.frames_per_second()
-                log_progress(run, info, tot, norm, num_cuts, rate, bar)
+                log_progress(run, info, norm, num_cuts, rate, bar)
             after_step(run)
-    return whole
 
 
-def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of `size` batches, the last perhaps shorter."""
-    iterator = iter(batches)
-    while group := list(islice(iterator, size)):
+def batches_of_steps(run: Run) -> Iterator[list[Batch]]:
+    """Lists of --accumulate-grad-steps batches, the last of an epoch perhaps shorter."""
+    batches = iter(run.train_dl)
+    while True:
+        run.begins("loading a batch")
+        group = list(islice(batches, run.params.accumulate_grad_steps))
+        if not group:
+            return
         yield group
-
-
-def check_finite(run: Run, info: MetricsTracker) -> None:
-    """Stop on a loss that is not finite; no weight has taken part in it."""
-    if info.means().get("nonfinite"):
-        raise ValueError(
-            f"the loss is not finite in epoch {run.params.cur_epoch}, step "
-            f"{run.params.batch_idx_train + 1}; the weights are those of the step before. Lower "
-            "--base-lr, raise --warmup-steps, or try --dtype float32"
-        )
-
-
-def save_batches(run: Run, batches: list[Batch]) -> None:
-    """Keep what a step failed on, to look at later."""
-    path = run.params.exp_dir / f"batch-{uuid.uuid4()}.pt"
-    with written_whole(path) as temporary:
-        torch.save(batches, temporary)
-    ids = [cut_id for batch in batches for cut_id in batch["utt_id"]]
-    logging.error(f"the step failed; its batch is in {path}, cuts: {', '.join(ids)}")
 
 
 def log_progress(
     run: Run,
     info: MetricsTracker,
-    tot: MetricsTracker,
     norm: Tensor,
     num_cuts: int,
     rate: float,
@@ -260,23 +202,26 @@ def log_progress(
     lr = run.scheduler.get_last_lr()[0]
     line = (
         f"Epoch {params.cur_epoch}, batch {params.batch_idx_epoch}, train_loss[{info}], "
-        f"tot_loss[{tot}], batch size: {num_cuts}, lr: {lr:.2e}"
+        f"tot_loss[{run.tot}], batch size: {num_cuts}, lr: {lr:.2e}"
     )
     if run.scaler.is_enabled():
+        check_grad_scale(run.scaler.get_scale())
         line += f", grad_scale: {run.scaler.get_scale()}"
     logging.info(line)
-    bar.set_postfix_str(f"loss {tot['loss']:.3f}, {rate:.0f} frames/s")
+    values = run.tot.means()
+    bar.set_postfix_str(f"loss {values.get('loss', math.nan):.3f}, {rate:.0f} frames/s")
     if run.writer is None:
         return
     step = params.batch_idx_train
     info.write_summary(run.writer, "train/current_", step)
-    tot.write_summary(run.writer, "train/tot_", step)
+    run.tot.write_summary(run.writer, "train/tot_", step)
     scalars = {
         "epoch": params.cur_epoch,
         "learning_rate": lr,
         "grad_norm": float(norm),
         "frames_per_second": rate,
         "memory_mib": memory_mib(run.device),
+        "skipped_steps": params.num_skipped,
     }
     if run.scaler.is_enabled():
         scalars["grad_scale"] = run.scaler.get_scale()
@@ -292,15 +237,21 @@ def memory_mib(device: torch.device) -> float:
 
 
 def after_step(run: Run) -> None:
-    """What is due every so many steps."""
+    """What is due every so many steps, or because somebody asked."""
     params, step = run.params, run.params.batch_idx_train
-    if run.model_avg is not None and step % params.average_period == 0:
-        update_averaged_model(run.model, run.model_avg, params.average_period, step)
-    if step % params.save_every_n == 0 and run.is_main:
-        save(run, f"checkpoint-{step}.pt")
-        remove_checkpoints(params.exp_dir, params.keep_last_k, params.first_batch + 1, step)
-    if step % params.valid_interval == 0:
+    if run.average is not None and step % params.average_period == 0:
+        update_averaged_weights(run.model, run.average, AveragingRule.of(params), step)
+    must_stop = run.must_stop or (params.world_size == 1 and bool(run.stop.received))
+    is_due = step % params.valid_interval == 0
+    params.validation_due = is_due and must_stop  # there may be no time for it now
+    if is_due and not must_stop:
         validate(run)
+    if step % params.save_every_n == 0 or must_stop:
+        written = save(run, f"checkpoint-{step}.pt")
+        if written and run.is_main:
+            remove_checkpoints(params.exp_dir, params.keep_last_k, params.first_batch + 1, step)
+    if must_stop:
+        raise Stopped
 
 
 # Validation
@@ -320,38 +271,93 @@ def validate(run: Run) -> None:
         logging.warning("Validation met a loss that is not finite: these weights are no best ones")
     elif values["loss"] < params.best_valid_loss:
         params.best_valid_loss, params.best_valid_epoch = values["loss"], params.cur_epoch
-        if run.is_main:
-            save(run, "best-valid-loss.pt")
+        save(run, "best-valid-loss.pt")
 
 
 @torch.no_grad()
 def compute_validation_loss(run: Run) -> MetricsTracker:
     """The mean over all cuts and all quantizers, without dropout: the same number each time."""
+    run.begins("validating")
     run.wrapped.eval()
     total = MetricsTracker()
-    for batch in run.valid_dl:
-        total = total + compute_loss(run, prepare(run, batch))[1]
+    for batch in run.valid_dl if not run.params.fsdp else in_step_with_others(run):
+        info = compute_loss(run, prepare(run, batch or empty_batch(run)))[1]
+        total = total + info if batch else total
+        run.begins("validating", waits=run.params.fsdp)
     run.wrapped.train()
+    run.begins("adding up the validation loss", waits=True)
     return total.reduce(run.device)
+
+
+def in_step_with_others(run: Run) -> Iterator[Batch | None]:
+    """This rank's batches, and None while other ranks still have some.
+
+    Each forward pass of a sharded model needs all ranks.
+    """
+    batches = iter(run.valid_dl)
+    while True:
+        batch = next(batches, None)
+        if not any(gather_objects(batch is not None)):
+            return
+        yield batch
+
+
+def empty_batch(run: Run) -> Batch:
+    """The least that the model takes; its loss counts nowhere."""
+    codes = torch.zeros(1, 4, run.params.num_quantizers, dtype=torch.int64)
+    lens = torch.tensor([4])
+    ends = torch.tensor([False])
+    return {
+        "utt_id": ["none"],
+        "audio_features": codes,
+        "audio_features_lens": lens,
+        "reaches_end": ends,
+    }
 
 
 # The command
 
 
+class Stopped(Exception):
+    """A signal asked the run to end, and all is saved."""
+
+
 def run(rank: int, world_size: int, args: argparse.Namespace) -> None:
-    this = build_run(rank, world_size, args)
-    if this.params.inf_check:
-        register_inf_check_hooks(this.model)
-    if this.params.oom_check and this.device.type == "cuda":
-        scan_pessimistic_batches(this)
-    for epoch in range(this.params.cur_epoch, this.params.num_epochs + 1):
-        start_epoch(this, epoch)
-        whole = train_one_epoch(this)
-        finish_epoch(this, whole)
-    logging.info("Done!")
+    device = setup_dist(rank, world_size, args.master_port, args.dist_timeout)
+    setup_logger(args.exp_dir / "log" / "log-train", rank, world_size)
+    stop = StopRequest()
+    with handled(stop.note), Watchdog(args.dist_timeout) as watchdog:
+        this, start = build_run(args, rank, device, stop, watchdog)
+        if start is not None and not start.is_other_stage:
+            resume(this, start)
+        logging.info(f"params: {this.params}")
+        try:
+            train(this)
+            logging.info("Done!")
+        except Stopped:
+            step = this.params.batch_idx_train
+            who = stop.received or "another rank"
+            logging.info(f"Stopped after step {step}, as {who} asked; go on with --resume auto")
+        this.begins("waiting for the end of the others", waits=True)
+        wait_for_all()
     if this.writer is not None:
         this.writer.close()
     cleanup_dist()
+
+
+def train(run: Run) -> None:
+    """Epoch after epoch."""
+    if run.params.inf_check:
+        register_inf_check_hooks(run.model)
+    if run.params.oom_check and run.device.type == "cuda":
+        scan_pessimistic_batches(run)
+    if run.params.validation_due:
+        validate(run)
+        run.params.validation_due = False
+    for epoch in range(run.params.cur_epoch, run.params.num_epochs + 1):
+        start_epoch(run, epoch)
+        train_one_epoch(run)
+        finish_epoch(run)
 
 
 def start_epoch(run: Run, epoch: int) -> None:
@@ -360,7 +366,7 @@ def start_epoch(run: Run, epoch: int) -> None:
     run.train_dl.sampler.set_epoch(epoch)
 
 
-def finish_epoch(run: Run, whole: MetricsTracker) -> None:
+def finish_epoch(run: Run) -> None:
     """Validate, save, and let the model be heard."""
     params = run.params
     if params.batch_idx_epoch == 0:
@@ -368,41 +374,39 @@ def finish_epoch(run: Run, whole: MetricsTracker) -> None:
             f"epoch {params.cur_epoch} had no batch: the training cuts do not fill one; lower "
             "--max-duration, or set --drop-last false"
         )
+    review(run, all_of_them=True)
     # a run taken up at an epoch's very end has seen nothing of it, and no loss
-    params.train_loss = whole.reduce(run.device).means().get("loss", params.train_loss)
+    means = run.whole.reduce(run.device).means()
+    params.train_loss = means.get("loss", params.train_loss)
+    if "padding" in means:
+        logging.info(f"Epoch {params.cur_epoch}, padding: {means['padding']:.1%} of frames")
     if params.batch_idx_train % params.valid_interval:
         validate(run)
-    params.batch_idx_epoch = 0
+    params.batch_idx_epoch, run.whole = 0, MetricsTracker()
     is_best = params.train_loss < params.best_train_loss
     if is_best:
         params.best_train_loss, params.best_train_epoch = params.train_loss, params.cur_epoch
-    if run.is_main:
-        name = f"epoch-{params.cur_epoch}.pt"
-        save(run, name)
-        if is_best:
-            copy_checkpoint(params.exp_dir / name, params.exp_dir / "best-train-loss.pt")
+    save(run, f"epoch-{params.cur_epoch}.pt", ("best-train-loss.pt",) if is_best else ())
     due = params.sample_epochs and params.cur_epoch % params.sample_epochs == 0
     if run.writer is not None and run.codec is not None and due:
+        run.begins("writing audio samples")
         write_samples(run)
 
 
 def scan_pessimistic_batches(run: Run) -> None:
     """Try the batches that need most memory, so that a run fails now and not at night."""
-    before = rng_state(run)
+    before = rng_state(run.device, run.generators)
     batches, _ = find_pessimistic_batches(run.fresh_sampler())  # iterating one consumes it
     run.model.train()
-    for criterion, cuts in batches.items():
-        try:
-            prepared = prepare(run, run.train_dl.dataset[cuts])
-            output, _ = compute_loss(run, prepared)
-            (output.loss / prepared.num_frames).backward()
-        except torch.cuda.OutOfMemoryError as error:
-            raise ValueError(
-                f"the largest batch by {criterion} ({len(cuts)} cuts) does not fit the GPU: lower "
-                f"--max-duration (now {run.params.max_duration:g}) or --decoder-dim"
-            ) from error
+    # an optimizer makes two numbers for each weight in its first step
+    reserve = [torch.empty_like(p) for p in run.learning_parameters() for _ in range(2)]
+    scale = torch.ones((), device=run.device)
+    for cuts in batches.values():
+        prepared = prepare(run, run.train_dl.dataset[cuts])
+        with_less_at_once(run, [prepared], lambda parts: accumulate(run, parts, scale))
+    del reserve
     run.optimizer.zero_grad(set_to_none=True)
-    restore_rng(run, before)
+    restore_rng(before, run.device, run.generators)
     logging.info(f"Largest batches, forward and backward: {memory_mib(run.device):.0f} MiB")
 
 
@@ -414,15 +418,35 @@ def check_arguments(args: argparse.Namespace) -> None:
             "needs --prepend-bos true"
         )
     names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
-    for name in (*names, "accumulate_grad_steps", "start_epoch"):
+
+    for name in (*names, "accumulate_grad_steps", "start_epoch", "max_skipped_steps"):
         if getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+    goes_on = args.start_batch > 0 or args.start_epoch > 1
+    if goes_on and args.init_from is not None:
+        raise ValueError(
+            "--init-from begins a new run, --start-epoch and --start-batch go on with one: give one"
+        )
+    if args.ema_decay and not args.average_period:
+        raise ValueError(f"--ema-decay {args.ema_decay} needs --average-period, say 1")
+    if args.average_period:
+        AveragingRule.of(vars(args))
+    check_processes(args)
     if args.num_epochs < args.start_epoch:
         raise ValueError(
             f"--num-epochs {args.num_epochs} is the number of the last epoch, and lies before "
             f"--start-epoch {args.start_epoch}: nothing to do"
         )
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    if not args.fsdp:
+        return
+    if args.dtype == "float16":
+        raise ValueError("--fsdp true has no gradient scale for float16: take --dtype bfloat16")
+    if args.on_oom == "split":
+        raise ValueError("--fsdp true cannot retry a batch on one rank alone: leave --on-oom out")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -435,7 +459,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "stopped; go on with --start-epoch or --start-batch\n")
+        parser.exit(130, "stopped; go on with --resume auto\n")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from ngrams import Bigram, Score, Unigram, best_score
 
-from valle.data import CodecInfo, TokenDataModule, codec_of, cut_codes, split_prompt
+from valle.data import CodecInfo, TokenDataModule, cut_codes, split_prompt
 from valle.models import AudioLM, Engine
 from valle.models.engine import DTYPES
 from valle.utils.checkpoint import read_checkpoint
+from valle.utils.cli import str2bool
 from valle.utils.files import written_whole
 from valle.utils.metrics import MetricsTracker
 
@@ -28,6 +29,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
+    add(
+        "--averaged",
+        type=str2bool,
+        default=False,
+        help="take the averaged weights, of a run with --average-period",
+    )
     add("--split", default="validation", choices=["validation", "test"])
     add("--output-file", type=Path, help="write the table as JSON, too")
     add("--dtype", choices=DTYPES, help="score the weights as generation uses them in this type")
@@ -38,14 +45,14 @@ def get_parser() -> argparse.ArgumentParser:
 def score_model(args: argparse.Namespace) -> dict[str, list[Score]]:
     """A row a quantizer for the model, the unigram and the bigram."""
     checkpoint = read_checkpoint(args.checkpoint)
-    model = AudioLM.from_checkpoint(args.checkpoint)
+    model = AudioLM.from_checkpoint(args.checkpoint, averaged=args.averaged)
     engine = Engine(model, args.dtype, fused=False)
     model.ar, model.nar = engine.ar, engine.nar
     data = TokenDataModule(args, model.config.num_quantizers, model.config.num_audio_tokens)
     cuts = data.valid_cuts() if args.split == "validation" else data.test_cuts()
     limits = checkpoint["filter_min_duration"], checkpoint["filter_max_duration"]
-    cuts = data.filter_by_duration(cuts, *limits)
-    codec = codec_of(cuts)
+    survey = data.survey(cuts, *limits)
+    cuts, codec = survey.cuts, survey.codec
     if codec is not None and checkpoint.get("codec"):
         trained_on = CodecInfo.from_dict(checkpoint["codec"])
         trained_on.check_same(codec, f"tokens in {args.manifest_dir}")
@@ -57,7 +64,7 @@ def score_model(args: argparse.Namespace) -> dict[str, list[Score]]:
             total = total + MetricsTracker(model(**prompt._asdict()).metrics)
         held_out += [c[:n].numpy() for c, n in zip(codes, lens.tolist(), strict=True)]
         starts += prompt.x_lens.clamp(min=1).tolist()  # a bigram needs a code before the first
-    train = [cut_codes(cut) for cut in data.filter_by_duration(data.train_cuts(), *limits)]
+    train = [cut_codes(cut) for cut in data.survey(data.train_cuts(), *limits).cuts]
     quantizers = range(model.config.num_quantizers)
     rows = {
         "AudioLM": [Score(total[f"loss_q{q + 1}"], total[f"accuracy_q{q + 1}"]) for q in quantizers]

@@ -1,0 +1,268 @@
+"""One update of the weights: taken, skipped because a number went wrong, or split and retried."""
+
+import logging
+import math
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel as DDP
+from training_run import DTYPES, Batch, Prepared, Run
+
+from valle.data import split_prompt
+from valle.models.audio_lm import AudioLMOutput
+from valle.utils.files import written_whole
+from valle.utils.metrics import MetricsTracker
+from valle.utils.sharding import is_sharded
+
+MAX_NORM = 1.0  # of AdamW's gradients; ScaledAdam finds its own
+# float16 scales the loss down as long as gradients overflow; below this nothing is left of them
+MIN_GRAD_SCALE = 1e-5
+
+
+def prepare(run: Run, batch: Batch) -> Prepared:
+    """Split the cuts of a batch and send them to the device, for which nobody waits."""
+    # split on the CPU, where asking for lengths does not make the host wait for the device
+    prompt = split_prompt(
+        batch["audio_features"], batch["audio_features_lens"], run.params.prompt_ratio
+    )
+    inputs = prompt._asdict() | {"y_ends": batch["reaches_end"]}
+    if run.device.type == "cuda":  # else the copy would not go on beside the last step's work
+        inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+    inputs = {name: tensor.to(run.device, non_blocking=True) for name, tensor in inputs.items()}
+    num_cells = batch["audio_features"].shape[0] * batch["audio_features"].shape[1]
+    num_padded = num_cells - int(batch["audio_features_lens"].sum())
+    return Prepared(inputs, int(prompt.y_lens.sum()), num_cells, num_padded, batch["utt_id"])
+
+
+def compute_loss(run: Run, batch: Prepared) -> tuple[AudioLMOutput, MetricsTracker]:
+    """Forward pass of a batch, for training and validation alike; the loss is a sum."""
+    dtype = DTYPES[run.params.dtype]
+    model = run.wrapped if run.model.training else run.model
+    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        output = model(**batch.inputs, reduction="sum", train_stage=int(run.stage))
+    metrics = {"frames": batch.num_frames, "loss": (output.loss, batch.num_frames)}
+    return output, MetricsTracker(metrics | output.metrics)
+
+
+def train_step(run: Run, batches: list[Prepared]) -> tuple[MetricsTracker, Tensor]:
+    """One update from one or several batches on all ranks, as if they were a single batch.
+
+    Returns the metrics and the gradient norm. A loss or gradient that is not finite, on any rank,
+    changes no weight on any rank; `run.outcomes` tells of it.
+    """
+    scale, stop = exchange_counts(run, batches)
+    info, loss = with_less_at_once(run, batches, lambda parts: accumulate(run, parts, scale))
+    if run.exchanges_by_hand:
+        exchange_gradients(run)
+    run.scaler.unscale_(run.optimizer)
+    params = [p for p in run.learning_parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    norm = norm.full_tensor() if is_sharded(norm) else norm
+    bad_here = ~(norm.isfinite() & loss.isfinite())
+    bad, bad_loss = anywhere(run, torch.stack([bad_here, ~loss.isfinite()]))
+    # fused optimizers take it as a GradScaler would give it, and no host has to know
+    run.optimizer.found_inf = bad.float()
+    if run.params.optimizer_name == "AdamW":  # ScaledAdam clips by itself
+        torch.nn.utils.clip_grads_with_norm_(params, MAX_NORM, norm)
+    run.optimizer.step()
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    counts = bad_loss if run.scaler.is_enabled() else bad  # overflows are part of float16's way
+    run.outcomes.put(torch.stack([stop, bad.double(), counts.double(), bad_here.double()]), batches)
+    return info, norm
+
+
+def exchange_counts(run: Run, batches: list[Prepared]) -> tuple[Tensor, Tensor]:
+    """Tell the other ranks of this step's frames, and whether somebody has asked to stop.
+
+    Returns:
+      What turns sums of this rank into its share of the mean over the frames of all ranks, and how
+      many ranks were asked to stop.
+    """
+    num_frames = sum(batch.num_frames for batch in batches)
+    counts = [float(num_frames), float(bool(run.stop.received))]
+    totals = torch.tensor(counts, dtype=torch.float64, device=run.device)
+    if run.params.world_size > 1:
+        run.begins("counting frames", waits=True)
+        dist.all_reduce(totals)
+    # DDP and FSDP take the mean over ranks
+    return (run.params.world_size / totals[0]).float(), totals[1]
+
+
+def anywhere(run: Run, flags: Tensor) -> Tensor:
+    """Which flags (n,) are up on some rank."""
+    if run.params.world_size == 1:
+        return flags
+    numbers = flags.float()
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers > 0
+
+
+def accumulate(run: Run, batches: list[Prepared], scale: Tensor) -> tuple[MetricsTracker, Tensor]:
+    """Forward and backward over all batches; returns the metrics and the summed loss."""
+    info, total = MetricsTracker(), torch.zeros((), device=run.device)
+    for i, batch in enumerate(batches):
+        is_last = i + 1 == len(batches)
+        with syncing(run, is_last and not run.exchanges_by_hand):
+            run.begins("computing the loss", waits=run.params.fsdp)
+            output, batch_info = compute_loss(run, batch)
+            run.begins("computing and exchanging gradients", waits=True)
+            run.scaler.scale(output.loss * scale).backward()
+        padding = {"padding": (batch.num_padded, batch.num_cells)}
+        info = info + batch_info + MetricsTracker(padding)
+        total = total + output.loss.detach()
+    return info, total
+
+
+def syncing(run: Run, exchanges: bool) -> AbstractContextManager:
+    """Ranks exchange gradients once a step, at its last batch."""
+    if isinstance(run.wrapped, DDP) and not exchanges:
+        return run.wrapped.no_sync()
+    return nullcontext()  # FSDP exchanges each time: to wait it would keep whole gradients
+
+
+def exchange_gradients(run: Run) -> None:
+    """The mean over ranks, after the backward pass: a rank may then have gone through it twice."""
+    grads = [p.grad for p in run.learning_parameters() if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= run.params.world_size
+    for grad, values in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(values.view_as(grad))
+
+
+# Too little memory
+
+
+def with_less_at_once(
+    run: Run,
+    batches: list[Prepared],
+    work: Callable[[list[Prepared]], tuple[MetricsTracker, Tensor]],
+) -> tuple[MetricsTracker, Tensor]:
+    """Do the work of a step; where memory is short and `--on-oom split` says so, in halves."""
+    try:
+        return work(batches)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = memory_advice(run, batches, error)
+        if run.params.on_oom != "split" or all(len(batch.cut_ids) < 2 for batch in batches):
+            raise ValueError(advice) from error
+    # here, where the error no longer holds what the failed pass had in memory
+    logging.warning(f"{advice}. The batch is split in halves (--on-oom split)")
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return with_less_at_once(run, [half for batch in batches for half in halves(batch)], work)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "DefaultCPUAllocator" in str(error)  # a plain RuntimeError on the CPU
+
+
+def memory_advice(run: Run, batches: list[Prepared], error: BaseException) -> str:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    largest = max(batches, key=lambda batch: batch.num_cells)
+    return (
+        f"out of memory in step {run.params.batch_idx_train + 1} with {len(largest.cut_ids)} cuts, "
+        f"{largest.num_cells} frames with padding at once ({first_line}): lower --max-duration "
+        f"(now {run.params.max_duration:g}) or --decoder-dim (now {run.params.decoder_dim})"
+    )
+
+
+def halves(batch: Prepared) -> list[Prepared]:
+    """The rows of a batch as two batches; one of a single row stays as it is."""
+    num_rows = len(batch.cut_ids)
+    if num_rows < 2:
+        return [batch]
+    return [rows_of(batch, slice(0, num_rows // 2)), rows_of(batch, slice(num_rows // 2, None))]
+
+
+def rows_of(batch: Prepared, rows: slice) -> Prepared:
+    inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
+    x_lens, y_lens = inputs["x_lens"], inputs["y_lens"]
+    num_targets, num_frames = int(y_lens.sum()), int((x_lens + y_lens).sum())
+    for name, lens in (("x", x_lens), ("y", y_lens)):
+        inputs[name] = inputs[name][:, : int(lens.max())]
+    num_cells = len(x_lens) * int((x_lens + y_lens).max())
+    return Prepared(inputs, num_targets, num_cells, num_cells - num_frames, batch.cut_ids[rows])
+
+
+# What became of the steps
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What all ranks agree on about a step, but for the last, which is of this rank."""
+
+    stop: float
+    skipped: float
+    counts: float
+    skipped_here: float
+
+
+def review(run: Run, all_of_them: bool = False) -> None:
+    """Count and log skipped steps, as far as it is known which they are.
+
+    Raises:
+      ValueError: Too many in a row were skipped; their last batch is kept.
+    """
+    for values, batches in run.outcomes.all() if all_of_them else run.outcomes.ready():
+        numbers = Numbers(*values)
+        run.must_stop = run.must_stop or numbers.stop > 0
+        if not numbers.skipped:
+            run.params.skipped_in_row = 0
+            continue
+        run.params.num_skipped += 1
+        run.params.skipped_in_row += int(numbers.counts > 0)
+        note_skipped(run, numbers, batches)
+        if run.params.skipped_in_row >= run.params.max_skipped_steps:
+            stop_learning(run, batches)
+
+
+def note_skipped(run: Run, numbers: Numbers, batches: list[Prepared]) -> None:
+    params = run.params
+    where = "here" if numbers.skipped_here or params.world_size == 1 else "on another rank"
+    ids = ", ".join(cut_id for batch in batches for cut_id in batch.cut_ids)
+    logging.warning(
+        f"Skipped a step: its loss or gradient was not finite {where}; {params.num_skipped} "
+        f"skipped so far, {params.skipped_in_row} in a row. Its cuts: {ids}"
+    )
+
+
+def stop_learning(run: Run, batches: list[Prepared]) -> None:
+    path = keep_batches(run, batches)
+    raise ValueError(
+        f"the loss or gradient was not finite in {run.params.skipped_in_row} steps in a row "
+        f"(--max-skipped-steps); the weights are those from before. The last batch is in {path}. "
+        "Lower --base-lr, raise --warmup-steps, or try --dtype float32; --inf-check true names "
+        "the module where it begins"
+    )
+
+
+def keep_batches(run: Run, batches: list[Prepared]) -> Any:
+    """Write what a step failed on to a file, to look at later."""
+    path = run.params.exp_dir / f"batch-{uuid.uuid4()}.pt"
+    with written_whole(path) as temporary:
+        torch.save([{"utt_id": b.cut_ids} | b.inputs for b in batches], temporary)
+    ids = ", ".join(cut_id for batch in batches for cut_id in batch.cut_ids)
+    logging.error(f"A step failed; its batch is in {path}, cuts: {ids}")
+    return path
+
+
+def check_grad_scale(scale: float) -> None:
+    """Stop a float16 run that can no longer learn."""
+    if scale < MIN_GRAD_SCALE or not math.isfinite(scale):
+        raise ValueError(
+            f"the gradient scale of float16 fell to {scale:g} (at least {MIN_GRAD_SCALE:g} is "
+            "expected), as gradients keep overflowing: take --dtype bfloat16, which needs no "
+            "scale, or lower --base-lr"
+        )
