@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from valle.models import AudioLM, TrainStage
 from valle.models.audio_lm import AudioLMConfig
+from valle.modules.compiling import compile_layers
 from valle.modules.embedding import CodeEmbedding, SinePositions
 from valle.modules.masks import length_mask
 from valle.modules.optim import make_optimizer
@@ -235,6 +236,22 @@ class OurTraining(TrainContender):
 
     def flops(self) -> StepFlops:
         return two_halves_flops(self.config, self.batch, self.stage, adaptive=True)
+
+
+class OurCompiledTraining(OurTraining):
+    """The same with `--compile true`, its layers compiled for lengths that may change."""
+
+    name = "ours, compiled"
+
+    def __init__(
+        self, config: AudioLMConfig, batch: TrainBatch, stage: TrainStage, dtype: str, optim: str
+    ) -> None:
+        super().__init__(config, batch, stage, dtype, optim)
+        assert isinstance(self.model, AudioLM)
+        halves = (self.model.ar, self.model.nar)
+        layers = [layer for half in halves for layer in half.decoder.layers]
+        if not compile_layers(layers, batch.x.device, getattr(torch, dtype)):
+            raise ValueError("torch.compile does not work here: leave it out (--skip compiled)")
 
 
 class PlainTraining(TrainContender):

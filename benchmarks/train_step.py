@@ -29,6 +29,7 @@ from peers import import_musicgen
 from run import Run, memory_of, positive, show
 from train_contenders import (
     MusicGenTraining,
+    OurCompiledTraining,
     OurTraining,
     PlainTraining,
     TrainBatch,
@@ -53,7 +54,8 @@ from valle.modules.optim import DEFAULT_LR
 from valle.utils.dist import choose_device
 
 DTYPES = ("float32", "bfloat16")
-PARTS = ("plain", "musicgen", "split", "memory")
+KINDS = ("ours", "compiled", "plain", "musicgen")
+PARTS = ("compiled", "plain", "musicgen", "split", "memory")
 WARM_UP_STEPS = 1
 MEMORY_STEPS = 2  # the first makes the optimizer's state, the second has it beside activations
 # flags that the process which measures memory takes over
@@ -118,7 +120,7 @@ class Lineup:
         )
 
     def participants(self) -> list[str]:
-        kinds = [kind for kind in ("ours", "plain", "musicgen") if kind not in self.args.skip]
+        kinds = [kind for kind in KINDS if kind not in self.args.skip]
         return [
             f"{kind}/{dtype}/{optimizer}"
             for optimizer in self.args.optimizers
@@ -130,7 +132,7 @@ class Lineup:
         kind, dtype, optimizer = key.split("/")
         if kind == "musicgen":
             return MusicGenTraining(self.config, self.batch, dtype, optimizer)
-        make = {"ours": OurTraining, "plain": PlainTraining}[kind]
+        make = {"ours": OurTraining, "compiled": OurCompiledTraining, "plain": PlainTraining}[kind]
         return make(self.config, self.batch, self.stage, dtype, optimizer)
 
 

@@ -53,7 +53,7 @@ def contenders(batch: TrainBatch, stage=TrainStage.BOTH, dtype="float32", optim=
 def run(tmp_path_factory):
     """The JSON and the printed lines of a whole run at a tiny size, memory apart."""
     file = tmp_path_factory.mktemp("benchmark") / "train_step.json"
-    flags = [*TINY_RUN.split(), "--output-file", str(file), "--skip", "memory"]
+    flags = [*TINY_RUN.split(), "--output-file", str(file), "--skip", "memory", "compiled"]
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda *texts, **_: printed.extend(map(str, texts)))
@@ -84,6 +84,13 @@ def test_rates_agree_with_times(run):
         assert min(row["forward"], row["backward"], row["update"]) > 0
 
 
+def test_all_but_the_skipped_take_part():
+    args = train_step.get_parser().parse_args([*TINY_RUN.split(), "--skip", "plain", "memory"])
+    args.device = CPU
+    kinds = [key.split("/")[0] for key in train_step.Lineup(args).participants()]
+    assert kinds == ["ours", "compiled", "musicgen"] * 2  # in two types
+
+
 def test_ratios_are_those_of_speed_and_of_size():
     def row(name, dtype, num_parameters):
         return train_report.TrainRow(name, dtype, "AdamW", num_parameters, *[1.0] * 8)
@@ -111,7 +118,7 @@ def test_a_run_says_on_what_it_ran(run):
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path, capfd):
     file = tmp_path / "train_step.json"
     flags = [*TINY_RUN.split(), "--output-file", str(file), "--dtypes", "float32"]
-    train_step.main([*flags, "--skip", "musicgen", "split"])
+    train_step.main([*flags, "--skip", "compiled", "musicgen", "split"])
     rows = json.loads(file.read_text())["memory"]
     assert [row["name"] for row in rows] == ["ours", "plain PyTorch"]
     assert all(0 < row["loaded"] <= row["peak"] for row in rows)
@@ -123,7 +130,7 @@ def test_memory_process_that_fails_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "executable", "false")
     flags = [*TINY_RUN.split(), "--output-file", str(tmp_path / "x.json"), "--dtypes", "float32"]
     with pytest.raises(SystemExit):
-        train_step.main([*flags, "--skip", "musicgen", "plain", "split"])
+        train_step.main([*flags, "--skip", "compiled", "musicgen", "plain", "split"])
     assert "could not measure the memory of ours/float32/ScaledAdam" in capsys.readouterr().err
 
 
