@@ -85,6 +85,8 @@ def start_trainer(
 
 def _main(command: list[str], before: Callable[[], Any] | None) -> None:
     torch.set_num_threads(1)
+    # for the loader's processes: children of a fork server would else want one of their own
+    multiprocessing.set_start_method("fork", force=True)
     if before is not None:
         before()
     trainer_audiolm.main(command)

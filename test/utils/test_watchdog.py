@@ -144,6 +144,8 @@ def jobs(tmp_path_factory):
     program.write_text(PROGRAM)
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env["CUDA_VISIBLE_DEVICES"] = ""
+    # torch asks for the name of each address that connects; a lost question would stall it for 5 s
+    env["RES_OPTIONS"] = "timeout:1 attempts:1"
     command = [sys.executable, str(program), str(folder), str(TIMEOUT_SEC)]
     program = subprocess.Popen(command, env=env, start_new_session=True)
     try:

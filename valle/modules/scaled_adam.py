@@ -303,9 +303,9 @@ def _step_bucket(group: dict[str, Any], bucket: _Bucket, clip: Tensor, finite: T
     """
     beta1, beta2 = group["betas"]
     # grads of a finite norm are finite; the others are multiplied by 0, which needs them finite
-    grad = torch.stack(bucket.grads).nan_to_num_(0.0, 0.0, 0.0).mul_(clip)
+    grad = _stacked(bucket.grads).nan_to_num(0.0, 0.0, 0.0).mul_(clip)
     keep = finite.to(grad.dtype)
-    weights = None if bucket.holds_scalars else torch.stack(bucket.weights)
+    weights = None if bucket.holds_scalars else _stacked(bucket.weights)
     work = torch.empty_like(grad)  # one for all: fresh memory is slow on a CPU
     growth = None
     if weights is not None:
@@ -322,20 +322,29 @@ def _step_bucket(group: dict[str, Any], bucket: _Bucket, clip: Tensor, finite: T
     denominator = torch.sqrt(second, out=work)
     if correction < 0.99:
         denominator.div_(correction**0.5)
-    delta = grad.div_(denominator.add_(group["eps"])).mul_(-group["lr"])
+    delta = grad.div_(denominator.add_(group["eps"]))
 
     if weights is None:
-        delta.mul_(group["scalar_lr_scale"])
+        delta.mul_(-group["lr"] * group["scalar_lr_scale"])
     else:
-        delta.mul_(bucket.per_row(bucket.rows["rms"].clamp(min=group["param_min_rms"])))
+        sizes = bucket.rows["rms"].clamp(min=group["param_min_rms"])
+        delta.mul_(bucket.per_row(-group["lr"] * sizes))
         if growth is not None:
             delta.addcmul_(weights, bucket.per_row(growth))
     moment = bucket.rows["moment"]
     moment.lerp_(delta, keep * (1 - beta1))
-    torch._foreach_add_(bucket.weights, list(torch.mul(moment, keep, out=work).unbind()))
+    if len(bucket.weights) == 1:
+        bucket.weights[0].addcmul_(moment[0], keep)
+    else:
+        torch._foreach_add_(bucket.weights, list(torch.mul(moment, keep, out=work).unbind()))
     if weights is None:
         torch._foreach_clamp_max_(bucket.weights, group["scalar_max"])
         torch._foreach_clamp_min_(bucket.weights, -group["scalar_max"])
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """(n, *shape), not to be changed: of a single tensor, as large ones are on a CPU, a view."""
+    return tensors[0].detach()[None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _growth(

@@ -85,8 +85,9 @@ class AdaptiveLayerNorm(nn.Module):
         if self.gain_and_shift is None:
             return x
         assert condition is not None
-        gain, shift = self.gain_and_shift(condition)[:, None].chunk(2, dim=-1)
-        return x * (1 + gain) + shift
+        # in the type of x: a CPU is slow at products of two types
+        gain, shift = self.gain_and_shift(condition)[:, None].to(x.dtype).chunk(2, dim=-1)
+        return torch.addcmul(shift, x, 1 + gain)
 
 
 class DecoderLayer(nn.Module):
