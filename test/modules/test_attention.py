@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from valle.modules import attention
 from valle.modules.attention import AttentionSpan, attend
 from valle.modules.masks import length_mask
 
@@ -24,8 +25,11 @@ def attention_and_gradients(x: Tensor, span: AttentionSpan) -> list[Tensor]:
     return [out.detach().double(), x.grad.double()]
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 2**30])
 @pytest.mark.parametrize(("is_causal", "padded"), [(0, 0), (1, 0), (0, 1)])
-def test_plain_products_equal_the_fused_kernel(is_causal, padded):
+def test_plain_products_equal_the_fused_kernel(is_causal, padded, kept_bytes, monkeypatch):
+    """Whether the weights are kept for the backward pass or computed again."""
+    monkeypatch.setattr(attention, "_KEPT_BYTES", kept_bytes)
     torch.manual_seed(0)
     x = torch.randn(2, 300, 3, 2, 16).bfloat16()  # three blocks, the last one short
     span = case(bool(is_causal), bool(padded))

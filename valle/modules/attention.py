@@ -2,9 +2,10 @@
 
 On GPUs, and in float32, that is `scaled_dot_product_attention`. CPUs that multiply matrices in
 bfloat16 do so in plain products alone: the fused kernel works in float32 there, at more than twice
-the time. So in bfloat16 on a CPU attention is made of plain products, a block of queries at a time,
-and its backward pass computes a block's weights again rather than keep them: memory grows with the
-number of frames and not with its square (FlashAttention, arXiv 2205.14135, section 3.1).
+the time. So in bfloat16 on a CPU attention is made of plain products, a block of queries at a time.
+Where all weights would be large, the backward pass computes those of a block again rather than keep
+them: memory then grows with the number of frames and not with its square (FlashAttention, arXiv
+2205.14135, section 3.1).
 
 B batch, L frames, H heads, K width of a head, N = B x H.
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK_FRAMES = 128  # of queries; their scores then fit into a processor's cache
+_KEPT_BYTES = 16 * 2**20  # of weights in a layer; more are computed again
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,23 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool
     ) -> Tensor:
         out = torch.empty_like(q)
+        keeps = any(ctx.needs_input_grad) and _num_bytes(q, k, is_causal) < _KEPT_BYTES
+        kept = []
         for queries, keys in _blocks(q, k, is_causal):
             weights = _weights(q, k, bias, queries, keys, is_causal)
             torch.bmm(weights, v[:, keys], out=out[:, queries])
-        ctx.save_for_backward(q, k, v, bias)
+            kept += [weights] if keeps else []
+        ctx.save_for_backward(q, k, v, bias, *kept)
         ctx.is_causal = is_causal
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        q, k, v, bias = ctx.saved_tensors
+        q, k, v, bias, *kept = ctx.saved_tensors
         grad = grads[0].contiguous()
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for queries, keys in _blocks(q, k, ctx.is_causal):
-            weights = _weights(q, k, bias, queries, keys, ctx.is_causal)
+        for i, (queries, keys) in enumerate(_blocks(q, k, ctx.is_causal)):
+            weights = kept[i] if kept else _weights(q, k, bias, queries, keys, ctx.is_causal)
             grad_v[:, keys].baddbmm_(weights.mT, grad[:, queries])
             grad_weights = torch.bmm(grad[:, queries], v[:, keys].mT)
             grad_scores = torch._softmax_backward_data(
@@ -100,6 +105,12 @@ def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> list[tuple[slice, slice]]:
         (slice(start, end), slice(0, end if is_causal else k.shape[1]))
         for start, end in zip(starts, ends, strict=True)
     ]
+
+
+def _num_bytes(q: Tensor, k: Tensor, is_causal: bool) -> int:
+    """What all weights take."""
+    cells = sum((a.stop - a.start) * b.stop for a, b in _blocks(q, k, is_causal))
+    return len(q) * cells * q.element_size()
 
 
 def _weights(
