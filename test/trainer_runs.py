@@ -58,7 +58,8 @@ def train_on_ranks(
     done = subprocess.run(
         launcher + arguments(token_dir, exp_dir, *flags),
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # a name server that is slow to answer would hold up the ranks' meeting
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"},
         timeout=120,
         text=True,
         stdout=subprocess.PIPE,

@@ -130,7 +130,7 @@ def test_one_rank_may_split_its_batch(two_quantizers, tmp_path):
 
 
 def test_a_rank_that_is_stuck_is_named(two_quantizers, tmp_path):
-    flags = (*COMMON, "--num-epochs", 2, "--dist-timeout", 4)
+    flags = (*COMMON, "--num-epochs", 2, "--dist-timeout", 8)
     script = (FAULTY, "stuck")
     log = train_on_ranks(two_quantizers, tmp_path, 2, *flags, script=script, fails=True)
     assert re.search(r"rank 1 .* step 3", log)
