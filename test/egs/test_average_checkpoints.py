@@ -31,8 +31,8 @@ def write_run(folder: Path, codec: dict | None, count: int = 4, **changes: objec
     model = make_model()
     params = {"average_period": 5, "ema_decay": 0.0, "first_batch": 0, "train_stage": 0}
     params |= {"config": dataclasses.asdict(model.config), "codec": codec}
-    params |= {"filter_max_duration": 15.0, "metrics": {"whole": {}}} | changes
-    params["rng"] = [{"torch": torch.get_rng_state()}]
+    params |= {"filter_max_duration": 15.0} | changes
+    params["ranks"] = [{"rng": {"torch": torch.get_rng_state()}}]
     mean = make_averaged_weights(model)
     for step in range(1, 10 * count + 1):
         with torch.no_grad():
@@ -97,7 +97,7 @@ def test_file_is_a_checkpoint_that_builds_the_model(run, tmp_path, codec_info):
     assert checkpoint["codec"] == codec_info.to_dict()
     assert checkpoint["filter_max_duration"] == 15.0
     assert checkpoint["batch_idx_train"] == 40
-    assert not {"rng", "metrics", "model_avg"} & checkpoint.keys()
+    assert not {"ranks", "model_avg"} & checkpoint.keys()
     assert not checkpoint["optimizer"]
 
 

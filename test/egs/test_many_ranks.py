@@ -11,6 +11,7 @@ from trainer_runs import (
     log_of,
     losses,
     same,
+    start_trainer,
     train,
     train_on_ranks,
     weights,
@@ -36,6 +37,17 @@ def two_quantizers(tmp_path_factory) -> Path:
     for split in ("train", "validation"):
         write_manifest(folder, seconds, split, codec)
     return folder
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_that_fails_ends_although_its_loader_works(token_dir, tmp_path, world_size):
+    """The loader's processes ignore the signal that is meant to end them."""
+    flags = ("--num-workers", 2, "--base-lr", 1e30, "--num-epochs", 50, "--tensorboard", "false")
+    ranks = ("--world-size", world_size, "--master-port", 12394, "--dist-timeout", 20)
+    run = start_trainer(token_dir, tmp_path, *flags, *ranks)
+    run.join(60)
+    assert run.exitcode not in (0, None)
+    assert "steps in a row" in log_of(tmp_path) or "Skipped a step" in log_of(tmp_path)
 
 
 @pytest.fixture(scope="module", params=["ScaledAdam", "AdamW"])
@@ -67,7 +79,8 @@ def assert_near(a: dict, b: dict) -> None:
 @pytest.mark.parametrize("fsdp", ["false", "true"])
 def test_two_ranks_train_as_one_process(alone, two_quantizers, tmp_path, fsdp):
     exp_dir, flags = alone
-    train_on_ranks(two_quantizers, tmp_path, 2, *flags, "--fsdp", fsdp, "--num-epochs", 2)
+    more = ("--fsdp", fsdp, "--num-epochs", 2, "--tensorboard", "true", "--sample-epochs", 1)
+    train_on_ranks(two_quantizers, tmp_path, 2, *flags, *more)
     assert_alike(exp_dir / "epoch-2.pt", tmp_path / "epoch-2.pt")
     AudioLM.from_checkpoint(tmp_path / "best-valid-loss.pt")
     (record,) = tmp_path.glob("run-*.json")
@@ -113,8 +126,8 @@ def test_ranks_taken_up_are_the_unbroken_ranks(token_dir, tmp_path, fsdp):
 def test_what_is_not_finite_on_one_rank_is_skipped_on_all(two_quantizers, tmp_path):
     flags = (*COMMON, "--save-every-n", 1, "--num-epochs", 2)
     log = train_on_ranks(two_quantizers, tmp_path, 2, *flags, script=(FAULTY, "infinite"))
-    assert re.search(r"\(1/2\) Skipped a step: .* not finite here; 1 skipped", log)
-    assert re.search(r"\(0/2\) Skipped a step: .* not finite on another rank; 1 skipped", log)
+    assert re.search(r"\(1/2\) Skipped a step: the loss of this rank was not finite; 1 sk", log)
+    assert re.search(r"\(0/2\) Skipped a step: .* of another rank, was not finite; 1 sk", log)
     assert same(weights(tmp_path / "checkpoint-2.pt"), weights(tmp_path / "checkpoint-3.pt"))
     assert not same(weights(tmp_path / "checkpoint-3.pt"), weights(tmp_path / "checkpoint-4.pt"))
 

@@ -311,7 +311,7 @@ class AudioLM(nn.Module):
         totals, top10 = [], []
         for stages in passes:
             logits = self.nar(prompt, x_lens, y, y_lens, stages).float()
-            quantizers = stages.to(y.device)
+            quantizers = stages.to(y.device, non_blocking=True)
             scores = frame_scores(logits, y[rows, :, quantizers], frames)
             predictions[rows, :, quantizers] = logits.detach().argmax(-1).where(frames, UNKNOWN)
             for q in stages.unique().tolist():

@@ -74,7 +74,7 @@ class NARDecoder(nn.Module):
         Returns:
           (B, T, V) logits.
         """
-        stages_here = stages.to(codes.device)
+        stages_here = stages.to(codes.device, non_blocking=True)
         target = self.embedding(codes[:, :, : int(stages.max())], num_levels=stages_here)
         x = close_gap(condition, condition_lens, target, code_lens)
         positions = torch.arange(x.shape[1], device=x.device)[None]
@@ -95,14 +95,14 @@ class NARDecoder(nn.Module):
         rows = [(stages == stage).nonzero()[:, 0] for stage in present]
         logits = torch.cat(
             [
-                self.heads[stage - 1](hidden[r.to(hidden.device)])
+                self.heads[stage - 1](hidden[r.to(hidden.device, non_blocking=True)])
                 for stage, r in zip(present, rows, strict=True)
             ]
         )
         order = torch.cat(rows)
         if bool((order.diff() > 0).all()):  # rows came sorted: no copy of the logits
             return logits
-        return logits[order.argsort().to(logits.device)]
+        return logits[order.argsort().to(logits.device, non_blocking=True)]
 
 
 def _padding_mask(lens: Tensor, max_len: int) -> Tensor | None:

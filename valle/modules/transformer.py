@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
         self.attention = SelfAttention(d_model, nhead)
         self.feed_forward = nn.Sequential(
             nn.Linear(d_model, 4 * d_model),
-            nn.ReLU(inplace=True),  # of a product that nothing else needs
+            nn.ReLU(),
             nn.Linear(4 * d_model, d_model),
         )
         self.norm1 = AdaptiveLayerNorm(d_model, adaptive)

@@ -9,6 +9,7 @@ which stays open for them to leave each other notes: ``job_store``.
 
 import os
 import secrets
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -144,12 +145,13 @@ def cleanup_dist() -> None:
 def wait_for_all() -> None:
     """Wait until every rank is here. Collective.
 
-    Call it before the last reference to a DDP or FSDP model goes: gloo's thread may still hold
-    tensors of the exchange before, and tearing the group down would wait for it while it waits for
-    Python (seen with torch 2.13).
+    Call it before the last reference to a DDP or FSDP model goes: gloo's thread may still have to
+    let go of tensors of the exchange before, for which it needs Python's lock, and tearing the
+    group down waits for that thread with the lock in hand (seen with torch 2.13).
     """
     if dist.is_initialized():
         dist.barrier()
+        time.sleep(0.1)  # without the lock
 
 
 def get_rank() -> int:

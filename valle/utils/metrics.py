@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from valle.utils.dist import gather_objects
+
 Number: TypeAlias = Tensor | float
 # names in the log line; all others (per quantizer and so on) go to tensorboard alone
 LOGGED = ("loss", "ArTop10Accuracy", "NarTop10Accuracy")
@@ -74,8 +76,7 @@ class MetricsTracker:
         """
         if not dist.is_initialized():
             return self
-        everyones: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, self._names)
+        everyones = gather_objects(self._names)
         names = tuple(dict.fromkeys(name for theirs in everyones for name in theirs))
         sums = self._aligned(names, torch.device(device or self._sums.device)).clone()
         dist.all_reduce(sums)

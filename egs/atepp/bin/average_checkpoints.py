@@ -201,7 +201,7 @@ def common_parameters(files: list[Path]) -> dict[str, Any]:
         if first.get("codec") and checkpoint.get("codec"):
             codec = CodecInfo.from_dict(first["codec"])
             codec.check_same(CodecInfo.from_dict(checkpoint["codec"]), f"{files[0]} and {file}")
-    left_out = (*RESERVED, "rng", "metrics")  # what only a run that goes on needs
+    left_out = (*RESERVED, "ranks")  # what only a run that goes on needs
     return {name: value for name, value in checkpoint.items() if name not in left_out}
 
 

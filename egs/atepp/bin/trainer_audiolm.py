@@ -13,7 +13,10 @@ trained before. Several GPUs: `torchrun --nproc-per-node N` before the script, o
 import argparse
 import logging
 import math
+import multiprocessing
 import resource
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -30,7 +33,9 @@ from training_step import (
     accumulate,
     check_grad_scale,
     compute_loss,
+    is_out_of_memory,
     keep_batches,
+    outside_of_a_step,
     prepare,
     review,
     train_step,
@@ -44,6 +49,7 @@ from valle.utils.averaging import AveragingRule, update_averaged_weights
 from valle.utils.checkpoint import remove_checkpoints
 from valle.utils.cli import str2bool
 from valle.utils.dist import (
+    DEFAULT_PORT,
     DEFAULT_TIMEOUT_SEC,
     cleanup_dist,
     gather_objects,
@@ -99,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("logging and checkpoints").add_argument
     add("--tensorboard", type=str2bool, default=True)
     add("--log-interval", type=int, default=100, help="steps between log lines")
-    add("--reset-interval", type=int, default=200, help="how many batches tot_loss looks back")
+    add("--reset-interval", type=int, default=200, help="how many steps tot_loss looks back")
     add("--valid-interval", type=int, default=10000, help="steps between validations in an epoch")
     add("--save-every-n", type=int, default=10000, help="steps between checkpoint-N.pt")
     add("--keep-last-k", type=int, default=20, help="how many checkpoint-N.pt are kept")
@@ -111,7 +117,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--oom-check", type=str2bool, default=True, help="on CUDA, try the largest batches first")
     add = parser.add_argument_group("several processes").add_argument
     add("--world-size", type=int, default=1, help="processes; torchrun's settings win")
-    add("--master-port", type=int, default=12354)
+    add("--master-port", type=int, default=DEFAULT_PORT)
     add("--fsdp", type=str2bool, default=False, help="each process holds a share of the weights")
     add(
         "--dist-timeout",
@@ -250,6 +256,11 @@ def after_step(run: Run) -> None:
         written = save(run, f"checkpoint-{step}.pt")
         if written and run.is_main:
             remove_checkpoints(params.exp_dir, params.keep_last_k, params.first_batch + 1, step)
+        if must_stop and not written:
+            raise OSError(
+                f"asked to stop at step {step}, but checkpoint-{step}.pt could not be written: "
+                "--resume auto goes on from the one before"
+            )
     if must_stop:
         raise Stopped
 
@@ -270,8 +281,10 @@ def validate(run: Run) -> None:
     if values.get("nonfinite"):
         logging.warning("Validation met a loss that is not finite: these weights are no best ones")
     elif values["loss"] < params.best_valid_loss:
+        before = params.best_valid_loss, params.best_valid_epoch
         params.best_valid_loss, params.best_valid_epoch = values["loss"], params.cur_epoch
-        save(run, "best-valid-loss.pt")
+        if not save(run, "best-valid-loss.pt"):  # the file is still that of before
+            params.best_valid_loss, params.best_valid_epoch = before
 
 
 @torch.no_grad()
@@ -323,6 +336,27 @@ class Stopped(Exception):
 
 
 def run(rank: int, world_size: int, args: argparse.Namespace) -> None:
+    """What each process does."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        run_to_the_end(rank, world_size, args)
+    except BaseException:
+        end_workers()
+        raise
+
+
+def end_workers() -> None:
+    """End the loader's processes, for a run that fails while it loads.
+
+    They ignore the signal by which Python would end them, and for which it would then wait.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise another error
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def run_to_the_end(rank: int, world_size: int, args: argparse.Namespace) -> None:
     device = setup_dist(rank, world_size, args.master_port, args.dist_timeout)
     setup_logger(args.exp_dir / "log" / "log-train", rank, world_size)
     stop = StopRequest()
@@ -349,7 +383,8 @@ def train(run: Run) -> None:
     """Epoch after epoch."""
     if run.params.inf_check:
         register_inf_check_hooks(run.model)
-    if run.params.oom_check and run.device.type == "cuda":
+    # a run that goes on tried them when it began, and has its optimizer's state by now
+    if run.params.oom_check and run.device.type == "cuda" and not run.optimizer.state:
         scan_pessimistic_batches(run)
     if run.params.validation_due:
         validate(run)
@@ -383,10 +418,13 @@ def finish_epoch(run: Run) -> None:
     if params.batch_idx_train % params.valid_interval:
         validate(run)
     params.batch_idx_epoch, run.whole = 0, MetricsTracker()
+    before = params.best_train_loss, params.best_train_epoch
     is_best = params.train_loss < params.best_train_loss
     if is_best:
         params.best_train_loss, params.best_train_epoch = params.train_loss, params.cur_epoch
-    save(run, f"epoch-{params.cur_epoch}.pt", ("best-train-loss.pt",) if is_best else ())
+    copies = ("best-train-loss.pt",) if is_best else ()
+    if not save(run, f"epoch-{params.cur_epoch}.pt", copies):
+        params.best_train_loss, params.best_train_epoch = before
     due = params.sample_epochs and params.cur_epoch % params.sample_epochs == 0
     if run.writer is not None and run.codec is not None and due:
         run.begins("writing audio samples")
@@ -395,6 +433,7 @@ def finish_epoch(run: Run) -> None:
 
 def scan_pessimistic_batches(run: Run) -> None:
     """Try the batches that need most memory, so that a run fails now and not at night."""
+    run.begins("trying the largest batches")
     before = rng_state(run.device, run.generators)
     batches, _ = find_pessimistic_batches(run.fresh_sampler())  # iterating one consumes it
     run.model.train()
@@ -445,6 +484,8 @@ def check_processes(args: argparse.Namespace) -> None:
         return
     if args.dtype == "float16":
         raise ValueError("--fsdp true has no gradient scale for float16: take --dtype bfloat16")
+    if args.compile:
+        raise ValueError("--fsdp true and --compile true have not been made to work together")
     if args.on_oom == "split":
         raise ValueError("--fsdp true cannot retry a batch on one rank alone: leave --on-oom out")
 
@@ -452,12 +493,15 @@ def check_processes(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(argv)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         check_arguments(args)
         launch(run, args.world_size, args)
     except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        parser.exit(1, f"{parser.prog}: error: {outside_of_a_step(error)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "stopped; go on with --resume auto\n")
 

@@ -1,4 +1,4 @@
-"""The state of a training run: how it is built, saved, and taken up again."""
+"""The state of a training run, and how it is built."""
 
 import argparse
 import logging
@@ -148,7 +148,7 @@ def build_run(
         model=model,
         wrapped=wrapped,
         optimizer=optimizer,
-        scheduler=build_scheduler(params, optimizer, fresh_loader().sampler),
+        scheduler=build_scheduler(params, optimizer, lambda: fresh_loader().sampler),
         scaler=torch.amp.GradScaler(device.type, enabled=params.dtype == "float16"),
         train_dl=fresh_loader(),
         valid_dl=data.valid_dataloader(valid.cuts, params.world_size, rank),
@@ -260,12 +260,12 @@ def distribute(model: AudioLM, params: AttributeDict, device: torch.device) -> n
 
 
 def build_scheduler(
-    params: AttributeDict, optimizer: torch.optim.Optimizer, sampler: Iterable
+    params: AttributeDict, optimizer: torch.optim.Optimizer, fresh_sampler: Callable[[], Iterable]
 ) -> Scheduler:
     name = params.scheduler_name or ("Cosine" if params.optimizer_name == "AdamW" else "Eden")
     total_steps = None
     if name == "Cosine":
-        steps = math.ceil(sum(1 for _ in sampler) / params.accumulate_grad_steps)
+        steps = math.ceil(sum(1 for _ in fresh_sampler()) / params.accumulate_grad_steps)
         total_steps = steps * (params.num_epochs - params.first_epoch + 1)
         logging.info(f"Cosine over {total_steps} steps, about {steps} an epoch")
     return make_scheduler(name, optimizer, params.warmup_steps, total_steps)
@@ -280,6 +280,9 @@ def open_codec(params: AttributeDict) -> Codec | None:
     """The codec for audio samples; a run does not need it, so it may be missing."""
     name = params.sample_codec or (params.codec or {}).get("name")
     if not params.sample_epochs or params.num_samples < 1:
+        return None
+    if params.fsdp:
+        logging.info("No audio samples in tensorboard: with --fsdp no process has the whole model")
         return None
     try:
         if name is None:

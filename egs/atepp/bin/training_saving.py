@@ -36,16 +36,19 @@ def save(run: Run, name: str, copies: tuple[str, ...] = ()) -> bool:
     }
     sampler = consumed_state(run.train_dl.sampler, params.batch_idx_epoch)
     parts = (run.optimizer, run.scheduler, run.scaler, sampler, run.average)
+
+    def copy() -> None:
+        for other in copies:
+            copy_checkpoint(folder / name, folder / other)
+
     try:
         write_once(run, lambda: save_checkpoint(folder / name, run.model, state, *parts))
+        on_main(copy, run.device) if get_world_size() > 1 else copy()
     except OSError as error:
         if params.on_save_error == "stop":
             raise
         logging.error(f"{error}. Training goes on (--on-save-error continue)")
         return False
-    if run.is_main:
-        for copy in copies:
-            copy_checkpoint(folder / name, folder / copy)
     return True
 
 

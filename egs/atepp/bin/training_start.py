@@ -1,6 +1,7 @@
 """What a run starts from: nothing, a checkpoint to go on from, or weights of another run."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def aim_at_newest(params: AttributeDict) -> None:
 def find_newest(params: AttributeDict) -> Path | None:
     """The whole checkpoint of this stage after the most updates; logs which are damaged."""
     found = []
-    for path in [*params.exp_dir.glob("epoch-*.pt"), *find_checkpoints(params.exp_dir)]:
+    epochs = [p for p in params.exp_dir.glob("epoch-*.pt") if re.fullmatch(r"epoch-\d+", p.stem)]
+    for path in [*epochs, *find_checkpoints(params.exp_dir)]:
         try:
             checkpoint = read_checkpoint(path)
         except ValueError as error:
@@ -145,6 +147,8 @@ def load_start_weights(model: AudioLM, start: Start | None, params: AttributeDic
             if not params.init_partial:
                 check_codec(read_checkpoint(params.init_from), params.init_from, params)
             init_from(model, params.init_from, allow_partial=params.init_partial)
+        return
+    if not start.is_other_stage:  # `resume` loads it with all else
         return
     weights, what = start.checkpoint["model"], "Model"
     of_ar_run = start.checkpoint.get("train_stage") == TrainStage.AR

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -46,7 +46,11 @@ def compute_loss(run: Run, batch: Prepared) -> tuple[AudioLMOutput, MetricsTrack
     model = run.wrapped if run.model.training else run.model
     with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         output = model(**batch.inputs, reduction="sum", train_stage=int(run.stage))
-    metrics = {"frames": batch.num_frames, "loss": (output.loss, batch.num_frames)}
+    metrics = {
+        "frames": batch.num_frames,
+        "loss": (output.loss, batch.num_frames),
+        "padding": (batch.num_padded, batch.num_cells),
+    }
     return output, MetricsTracker(metrics | output.metrics)
 
 
@@ -64,8 +68,8 @@ def train_step(run: Run, batches: list[Prepared]) -> tuple[MetricsTracker, Tenso
     params = [p for p in run.learning_parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     norm = norm.full_tensor() if is_sharded(norm) else norm
-    bad_here = ~(norm.isfinite() & loss.isfinite())
-    bad, bad_loss = anywhere(run, torch.stack([bad_here, ~loss.isfinite()]))
+    bad_here = ~loss.isfinite()  # a gradient is the same on all ranks by now
+    bad, bad_loss = anywhere(run, torch.stack([bad_here | ~norm.isfinite(), bad_here]))
     # fused optimizers take it as a GradScaler would give it, and no host has to know
     run.optimizer.found_inf = bad.float()
     if run.params.optimizer_name == "AdamW":  # ScaledAdam clips by itself
@@ -87,7 +91,7 @@ def exchange_counts(run: Run, batches: list[Prepared]) -> tuple[Tensor, Tensor]:
     """
     num_frames = sum(batch.num_frames for batch in batches)
     counts = [float(num_frames), float(bool(run.stop.received))]
-    totals = torch.tensor(counts, dtype=torch.float64, device=run.device)
+    totals = torch.tensor(counts, dtype=torch.float64).to(run.device, non_blocking=True)
     if run.params.world_size > 1:
         run.begins("counting frames", waits=True)
         dist.all_reduce(totals)
@@ -114,8 +118,7 @@ def accumulate(run: Run, batches: list[Prepared], scale: Tensor) -> tuple[Metric
             output, batch_info = compute_loss(run, batch)
             run.begins("computing and exchanging gradients", waits=True)
             run.scaler.scale(output.loss * scale).backward()
-        padding = {"padding": (batch.num_padded, batch.num_cells)}
-        info = info + batch_info + MetricsTracker(padding)
+        info = info + batch_info
         total = total + output.loss.detach()
     return info, total
 
@@ -130,11 +133,9 @@ def syncing(run: Run, exchanges: bool) -> AbstractContextManager:
 def exchange_gradients(run: Run) -> None:
     """The mean over ranks, after the backward pass: a rank may then have gone through it twice."""
     grads = [p.grad for p in run.learning_parameters() if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= run.params.world_size
-    for grad, values in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(values.view_as(grad))
+    for grad in grads:  # one by one: memory is short where this is asked for
+        dist.all_reduce(grad)
+        grad /= run.params.world_size
 
 
 # Too little memory
@@ -176,6 +177,12 @@ def memory_advice(run: Run, batches: list[Prepared], error: BaseException) -> st
         f"{largest.num_cells} frames with padding at once ({first_line}): lower --max-duration "
         f"(now {run.params.max_duration:g}) or --decoder-dim (now {run.params.decoder_dim})"
     )
+
+
+def outside_of_a_step(error: BaseException) -> str:
+    """What to do when memory is short in an optimizer's step, in validation, or elsewhere."""
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"out of memory ({first_line}): lower --max-duration or --decoder-dim"
 
 
 def halves(batch: Prepared) -> list[Prepared]:
@@ -230,16 +237,18 @@ def review(run: Run, all_of_them: bool = False) -> None:
 
 def note_skipped(run: Run, numbers: Numbers, batches: list[Prepared]) -> None:
     params = run.params
-    where = "here" if numbers.skipped_here or params.world_size == 1 else "on another rank"
+    what = "a gradient, or the loss of another rank,"
+    what = "the loss of this rank" if numbers.skipped_here else what
+    what = "a gradient" if params.world_size == 1 and not numbers.skipped_here else what
     ids = ", ".join(cut_id for batch in batches for cut_id in batch.cut_ids)
     logging.warning(
-        f"Skipped a step: its loss or gradient was not finite {where}; {params.num_skipped} "
-        f"skipped so far, {params.skipped_in_row} in a row. Its cuts: {ids}"
+        f"Skipped a step: {what} was not finite; {params.num_skipped} skipped so far, "
+        f"{params.skipped_in_row} in a row. Its cuts: {ids}"
     )
 
 
 def stop_learning(run: Run, batches: list[Prepared]) -> None:
-    path = keep_batches(run, batches)
+    path = keep_batches(run, batches) or "no file"
     raise ValueError(
         f"the loss or gradient was not finite in {run.params.skipped_in_row} steps in a row "
         f"(--max-skipped-steps); the weights are those from before. The last batch is in {path}. "
@@ -248,11 +257,18 @@ def stop_learning(run: Run, batches: list[Prepared]) -> None:
     )
 
 
-def keep_batches(run: Run, batches: list[Prepared]) -> Any:
-    """Write what a step failed on to a file, to look at later."""
+def keep_batches(run: Run, batches: list[Prepared]) -> Path | None:
+    """Write what a step failed on to a file, to look at later; None where that fails as well."""
     path = run.params.exp_dir / f"batch-{uuid.uuid4()}.pt"
-    with written_whole(path) as temporary:
-        torch.save([{"utt_id": b.cut_ids} | b.inputs for b in batches], temporary)
+    try:
+        content = [
+            {"utt_id": b.cut_ids} | {name: t.cpu() for name, t in b.inputs.items()} for b in batches
+        ]
+        with written_whole(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # it must not hide what went wrong before
+        logging.error(f"A step failed, and its batch could not be kept: {error}")
+        return None
     ids = ", ".join(cut_id for batch in batches for cut_id in batch.cut_ids)
     logging.error(f"A step failed; its batch is in {path}, cuts: {ids}")
     return path
