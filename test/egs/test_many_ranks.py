@@ -42,7 +42,8 @@ def two_quantizers(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_that_fails_ends_although_its_loader_works(token_dir, tmp_path, world_size):
     """The loader's processes ignore the signal that is meant to end them."""
-    flags = ("--num-workers", 2, "--base-lr", 1e30, "--num-epochs", 50, "--tensorboard", "false")
+    flags = ("--num-workers", 2, "--base-lr", 1e30, "--num-epochs", 50, "--tensorboard", "false",
+             "--max-skipped-steps", 2)  # fmt: skip
     ranks = ("--world-size", world_size, "--master-port", 12394, "--dist-timeout", 20)
     run = start_trainer(token_dir, tmp_path, *flags, *ranks)
     run.join(60)
@@ -88,6 +89,7 @@ def test_two_ranks_train_as_one_process(alone, two_quantizers, tmp_path, fsdp):
     assert len(list((tmp_path / "log").iterdir())) == 2
 
 
+@pytest.mark.parametrize("alone", ["ScaledAdam"], indirect=True)
 def test_any_number_of_ranks_goes_on_with_a_sharded_run(alone, two_quantizers, tmp_path):
     """Two ranks with FSDP save, one process loads, three ranks with FSDP load."""
     exp_dir, flags = alone
