@@ -261,3 +261,4 @@ def test_a_batch_too_large_is_explained(token_dir, tmp_path, monkeypatch):
         log = train(token_dir, tmp_path, *QUIET, *flags, fails=True)
         assert re.search(r"out of memory in step 1 with \d cuts?, \d+ frames with padding", log)
         assert "lower --max-duration (now 6) or --decoder-dim (now 16)" in log
+        assert ("split in halves" in log) == bool(flags)
