@@ -234,7 +234,10 @@ def _join(rank: int, world_size: int, device: torch.device, timeout_sec: float) 
         store.set_timeout(patience)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("default_pg", store),
+            # torchrun may start a job again on a store that holds what its first start wrote
+            store=dist.PrefixStore(
+                f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+            ),
             rank=rank,
             world_size=world_size,
             timeout=patience,
