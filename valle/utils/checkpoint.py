@@ -296,7 +296,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         with open(path, "wb") as file:
             torch.save(checkpoint, file)
     except RuntimeError as error:
-        raise OSError(_first_line(_cause(error))) from error
+        raise OSError(first_line(_cause(error))) from error
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -347,7 +347,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         )
     return (
         f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: it was cut short "
-        f"or is another kind of file. Take an earlier checkpoint. ({_first_line(error)})"
+        f"or is another kind of file. Take an earlier checkpoint. ({first_line(error)})"
     )
 
 
@@ -383,5 +383,6 @@ def listing(what: str, names: list[str]) -> str:
     return f"{len(names)} {what} ({shown})"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import resource
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,7 @@ from training_run import DTYPES, Batch, Prepared, Run
 
 from valle.data import split_prompt
 from valle.models.audio_lm import AudioLMOutput
+from valle.utils.checkpoint import first_line
 from valle.utils.files import written_whole
 from valle.utils.metrics import MetricsTracker
 from valle.utils.sharding import is_sharded
@@ -170,19 +172,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_advice(run: Run, batches: list[Prepared], error: BaseException) -> str:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
     largest = max(batches, key=lambda batch: batch.num_cells)
     return (
         f"out of memory in step {run.params.batch_idx_train + 1} with {len(largest.cut_ids)} cuts, "
-        f"{largest.num_cells} frames with padding at once ({first_line}): lower --max-duration "
-        f"(now {run.params.max_duration:g}) or --decoder-dim (now {run.params.decoder_dim})"
+        f"{largest.num_cells} frames with padding at once ({first_line(error)}): lower "
+        f"--max-duration (now {run.params.max_duration:g}) or --decoder-dim (now {run.params.decoder_dim})"
     )
 
 
 def outside_of_a_step(error: BaseException) -> str:
     """What to do when memory is short in an optimizer's step, in validation, or elsewhere."""
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"out of memory ({first_line}): lower --max-duration or --decoder-dim"
+    return f"out of memory ({first_line(error)}): lower --max-duration or --decoder-dim"
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def halves(batch: Prepared) -> list[Prepared]:
