@@ -176,7 +176,8 @@ def memory_advice(run: Run, batches: list[Prepared], error: BaseException) -> st
     return (
         f"out of memory in step {run.params.batch_idx_train + 1} with {len(largest.cut_ids)} cuts, "
         f"{largest.num_cells} frames with padding at once ({first_line(error)}): lower "
-        f"--max-duration (now {run.params.max_duration:g}) or --decoder-dim (now {run.params.decoder_dim})"
+        f"--max-duration (now {run.params.max_duration:g}) or "
+        f"--decoder-dim (now {run.params.decoder_dim})"
     )
 
 
