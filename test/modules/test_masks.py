@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valle.modules.masks import close_gap, length_mask, take_frames
+from valle.modules.masks import FrameRange, close_gap, length_mask
 
 lengths = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4)
 
@@ -29,6 +29,6 @@ def test_taking_frames_undoes_closing_the_gap(lens):
     first_lens, second_lens = (torch.tensor(column) for column in zip(*lens, strict=True))
     second = 1 + torch.arange(len(lens) * 5).view(-1, 5)
     joined = close_gap(torch.zeros_like(second), first_lens, second, second_lens)
-    taken = take_frames(joined, first_lens, 5)
+    taken = FrameRange(first_lens, 5).take_from(joined)
     mask = length_mask(second_lens, 5)
     assert torch.equal(taken[mask], second[mask])

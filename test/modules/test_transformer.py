@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from valle.modules.attention import AttentionSpan
-from valle.modules.masks import length_mask
+from valle.modules.masks import FrameRange, length_mask
 from valle.modules.transformer import Decoder
 
 
@@ -43,6 +43,18 @@ def test_masked_keys_change_nothing():
     span = AttentionSpan(key_mask=length_mask(lens, 6))
     alone = decoder(x[:1, :4], AttentionSpan())
     torch.testing.assert_close(decoder(x, span)[:1, :4], alone)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("starts", [[3, 3], [1, 4]])
+def test_wanted_frames_are_those_of_all(norm_first, starts):
+    decoder, x = make_decoder(norm_first=norm_first), torch.randn(2, 9, 16, requires_grad=True)
+    span, wanted = AttentionSpan(is_causal=True), FrameRange(torch.tensor(starts), 5)
+    rows = [decoder(x, span)[b, first : first + 5] for b, first in enumerate(starts)]
+    expected, found = torch.stack(rows), decoder(x, span, wanted=wanted)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -14,7 +14,7 @@ from valle.modules.attention import AttentionSpan
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
 from valle.modules.fused_step import FusedStep
-from valle.modules.masks import close_gap, take_frames
+from valle.modules.masks import FrameRange, close_gap
 from valle.modules.transformer import Decoder, KVCache
 
 
@@ -86,9 +86,9 @@ class ARDecoder(nn.Module):
         """
         x, _ = self._with_bos(condition, condition_lens)
         x = close_gap(x, condition_lens + self.num_bos, self._embed(codes), code_lens)
-        hidden = self.decoder(self._at_positions(x), AttentionSpan(is_causal=True))
-        first = condition_lens + self.num_bos - 1
-        return self.head(take_frames(hidden, first, codes.shape[1] + 1))
+        targets = FrameRange(condition_lens + self.num_bos - 1, codes.shape[1] + 1)
+        span = AttentionSpan(is_causal=True)
+        return self.head(self.decoder(self._at_positions(x), span, wanted=targets))
 
     def prefill(
         self,
@@ -112,8 +112,9 @@ class ARDecoder(nn.Module):
         x = close_gap(x, lens, self._embed(codes), code_lens)
         lens = lens + code_lens
         x = self._at_positions(x[:, : int(lens.max())])
-        hidden = self.decoder(x, AttentionSpan(is_causal=True), cache=cache)
-        return self.head(take_frames(hidden, lens - 1, 1))[:, 0].float(), lens
+        span, newest = AttentionSpan(is_causal=True), FrameRange(lens - 1, 1)
+        hidden = self.decoder(x, span, cache=cache, wanted=newest)
+        return self.head(hidden)[:, 0].float(), lens
 
     def decode_one_frame(self, codes: Tensor, state: ARState) -> Tensor:
         """Read one new code (B,) a row; return the (B, V + 1) float logits of the next."""

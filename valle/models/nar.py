@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from valle.modules.attention import AttentionSpan
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
-from valle.modules.masks import close_gap, length_mask, take_frames
+from valle.modules.masks import FrameRange, close_gap, length_mask
 from valle.modules.transformer import Decoder
 
 
@@ -80,8 +80,9 @@ class NARDecoder(nn.Module):
         positions = torch.arange(x.shape[1], device=x.device)[None]
         x = self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
         span = AttentionSpan(key_mask=_padding_mask(condition_lens + code_lens, x.shape[1]))
-        hidden = self.decoder(x, span, condition=self.stage_embedding(stages_here - 1))
-        return self._apply_heads(take_frames(hidden, condition_lens, codes.shape[1]), stages)
+        condition = self.stage_embedding(stages_here - 1)
+        targets = FrameRange(condition_lens, codes.shape[1])
+        return self._apply_heads(self.decoder(x, span, condition, wanted=targets), stages)
 
     def _apply_heads(self, hidden: Tensor, stages: Tensor) -> Tensor:
         """(B, T, D) to (B, T, V), each row through the head of its stage.

@@ -5,6 +5,8 @@ One polarity everywhere: True marks a real frame, False padding.
 B batch, S frames of the first part, T frames of the second, L frames in all, D model width.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -38,17 +40,30 @@ def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Te
     )
 
 
-def take_frames(sequence: Tensor, starts: Tensor, num_frames: int) -> Tensor:
-    """Cut `num_frames` frames out of each row of (B, L, ...), from its own start (B,).
+@dataclass(frozen=True)
+class FrameRange:
+    """As many frames of each row, from its own start.
 
-    Frames that would lie past the end repeat the last one, and must be masked by the caller.
+    Attributes:
+      starts: (B,) the first one.
+      num_frames: how many.
     """
-    if starts.device.type == "cpu" and len(starts):
-        first = int(starts[0])
-        if _all_are(starts, first) and first + num_frames <= sequence.shape[1]:
-            return sequence[:, first : first + num_frames]
-    index = starts[:, None] + torch.arange(num_frames, device=sequence.device)
-    return _gather_frames(sequence, index.clamp(max=sequence.shape[1] - 1))
+
+    starts: Tensor
+    num_frames: int
+
+    def take_from(self, sequence: Tensor) -> Tensor:
+        """(B, L, ...) to (B, num_frames, ...).
+
+        Frames that would lie past the end repeat the last one, and must be masked by the caller.
+        """
+        starts, num = self.starts, self.num_frames
+        if starts.device.type == "cpu" and len(starts):
+            first = int(starts[0])
+            if _all_are(starts, first) and first + num <= sequence.shape[1]:
+                return sequence[:, first : first + num]
+        index = starts[:, None] + torch.arange(num, device=sequence.device)
+        return _gather_frames(sequence, index.clamp(max=sequence.shape[1] - 1))
 
 
 def _all_are(numbers: Tensor, value: int) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from valle.modules.attention import AttentionSpan, attend
 from valle.modules.dropout import Dropout
+from valle.modules.masks import FrameRange
 
 
 @dataclass
@@ -109,12 +110,20 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, span: AttentionSpan, condition: Tensor | None, cache: Tensor | None
+        self,
+        x: Tensor,
+        span: AttentionSpan,
+        condition: Tensor | None,
+        cache: Tensor | None,
+        wanted: FrameRange | None = None,
     ) -> Tensor:
+        """(B, L, D) to (B, L, D), or to the `wanted` frames alone, after all have been seen."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.norm1(x, condition), span, cache))
+            x = x if wanted is None else wanted.take_from(x)
             return x + self.dropout(self.feed_forward(self.norm2(x, condition)))
         x = self.norm1(x + self.dropout(self.attention(x, span, cache)), condition)
+        x = x if wanted is None else wanted.take_from(x)
         return self.norm2(x + self.dropout(self.feed_forward(x)), condition)
 
 
@@ -142,17 +151,22 @@ class Decoder(nn.Module):
         span: AttentionSpan,
         condition: Tensor | None = None,
         cache: KVCache | None = None,
+        wanted: FrameRange | None = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D).
+        """(B, L, D) to (B, L, D), or to the `wanted` frames alone.
 
         Args:
           x: the embedded frames at hand.
           span: who sees whom.
           condition: (B, D) for adaptive norms.
           cache: what earlier frames left; the frames at hand are added, as `span` says.
+          wanted: the frames of each row whose result is read; the last layer then leaves out what
+            it can for the others.
         """
+        last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, span, condition, None if cache is None else cache.data[i])
+            cached = None if cache is None else cache.data[i]
+            x = layer(x, span, condition, cached, wanted if i == last else None)
         return x if self.norm is None else self.norm(x, condition)
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
