@@ -23,6 +23,7 @@ from report import MB, Bandwidth
 from valle.utils.files import written_whole
 
 BUSY_LOAD = 0.5
+_FOR_CHILDREN = ("memory_of", "contender")  # flags that no user gives
 
 
 class Run:
@@ -30,7 +31,7 @@ class Run:
 
     Args:
       args: the flags, `device`, `probe_mb` and `output_file` among them, none left open.
-      script: the path of the program, which is called again to measure memory.
+      script: the path of the program, which is called again to measure in other processes.
       sizes: flags, without dashes before them, that such a call takes over.
     """
 
@@ -59,7 +60,7 @@ class Run:
         self._found[section] = [asdict(row) for row in rows]
         everything = {
             "facts": self.facts | {"load_average_at_end": load_average()},
-            "arguments": {k: v for k, v in vars(self.args).items() if k != "memory_of"},
+            "arguments": {k: v for k, v in vars(self.args).items() if k not in _FOR_CHILDREN},
             "bandwidth": asdict(Bandwidth.of(self.probe)),
             **self._found,
         }
@@ -69,12 +70,16 @@ class Run:
     def close(self) -> None:
         print(f"{Bandwidth.of(self.probe)}\n\nEverything is in {self.args.output_file}")
 
+    def command(self, **flags: object) -> list[str]:
+        """This program at the sizes of this run, with other flags beside them."""
+        sizes = {name: getattr(self.args, name.replace("-", "_")) for name in self._sizes}
+        given = sizes | {name.replace("_", "-"): value for name, value in flags.items()}
+        pairs = [(f"--{name}", str(value)) for name, value in given.items()]
+        return [sys.executable, self._script, *(part for pair in pairs for part in pair)]
+
     def measure_elsewhere(self, key: str, **others: object) -> dict[str, float]:
         """`memory_of` in a new process, where no other contender has used memory."""
-        flags = [(f"--{name}", getattr(self.args, name.replace("-", "_"))) for name in self._sizes]
-        flags += [("--memory-of", key)]
-        flags += [(f"--{name.replace('_', '-')}", value) for name, value in others.items()]
-        command = [sys.executable, self._script, *(str(part) for flag in flags for part in flag)]
+        command = self.command(memory_of=key, **others)
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if child.returncode != 0:
             raise OSError(f"could not measure the memory of {key}: its process says why above")

@@ -147,6 +147,30 @@ def two_halves_flops(
     return flops
 
 
+@dataclass(frozen=True)
+class TrainFacts:
+    """What is known of a contender before it has taken a step.
+
+    Attributes:
+      name, dtype, optimizer: the row of the tables.
+      num_parameters: that learn.
+      num_frames: real ones of a step.
+      flops: that a step needs.
+    """
+
+    name: str
+    dtype: str
+    optimizer: str
+    num_parameters: int
+    num_frames: int
+    flops: StepFlops
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "TrainFacts":
+        """From what `asdict` made of them in another process."""
+        return cls(**fields | {"flops": StepFlops(**fields["flops"])})
+
+
 class TrainContender(ABC):
     """One way to train: a model in train mode, its optimizer, and a type to compute in.
 
@@ -192,6 +216,16 @@ class TrainContender(ABC):
     @abstractmethod
     def flops(self) -> StepFlops:
         """What one step needs."""
+
+    def facts(self) -> TrainFacts:
+        return TrainFacts(
+            self.name,
+            self.dtype,
+            self.optimizer_name,
+            self.num_parameters,
+            self.batch.num_frames,
+            self.flops(),
+        )
 
     def make_optimizer(self) -> Any:
         return make_optimizer(self.optimizer_name, self.learning)

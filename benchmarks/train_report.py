@@ -4,12 +4,13 @@ B rows of a batch, L frames, D model width.
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from measure import Timing, seconds_of
 from report import table
-from train_contenders import MusicGenTraining, PlainTraining, TrainContender
+from train_contenders import MusicGenTraining, PlainTraining, TrainContender, TrainFacts
 
 
 class MatrixProduct:
@@ -71,16 +72,16 @@ class TrainRow:
 
     @classmethod
     def of(
-        cls, contender: TrainContender, timing: Timing, product: MatrixProduct, probed: Timing
+        cls, facts: TrainFacts, timing: Timing, product: MatrixProduct, probed: Timing
     ) -> "TrainRow":
-        flops = contender.flops()
+        flops = facts.flops
         return cls(
-            name=contender.name,
-            dtype=contender.dtype,
-            optimizer=contender.optimizer_name,
-            num_parameters=contender.num_parameters,
+            name=facts.name,
+            dtype=facts.dtype,
+            optimizer=facts.optimizer,
+            num_parameters=facts.num_parameters,
             ms=1000 * timing.median,
-            frames_per_sec=contender.batch.num_frames / timing.median,
+            frames_per_sec=facts.num_frames / timing.median,
             matrix_gflop=flops.matrices / 1e9,
             attention_gflop=flops.attention / 1e9,
             head_gflop=flops.heads / 1e9,
@@ -92,7 +93,7 @@ class TrainRow:
 
 @dataclass
 class SplitRow:
-    """Where our step spends its time, in milliseconds; medians of the rounds."""
+    """Where our step spends its time, in milliseconds."""
 
     dtype: str
     optimizer: str
@@ -101,10 +102,10 @@ class SplitRow:
     update: float
 
     @classmethod
-    def of(cls, contender: TrainContender, rounds: int, device: torch.device) -> "SplitRow":
-        measured = [split_step(contender, device) for _ in range(rounds)]
+    def of(cls, facts: TrainFacts, measured: list[Sequence[float]]) -> "SplitRow":
+        """Medians of what `split_step` gave, round by round."""
         medians = [1000 * statistics.median(part) for part in zip(*measured, strict=True)]
-        return cls(contender.dtype, contender.optimizer_name, *medians)
+        return cls(facts.dtype, facts.optimizer, *medians)
 
 
 def split_step(contender: TrainContender, device: torch.device) -> tuple[float, float, float]:
@@ -117,11 +118,11 @@ def split_step(contender: TrainContender, device: torch.device) -> tuple[float, 
 
 @dataclass
 class TrainMemoryRow:
-    """One contender in a process of its own, in megabytes above the process without a model.
+    """What a contender takes, in megabytes above its process without a model.
 
     Attributes:
       loaded: weights, before the first step.
-      peak: at most over two steps.
+      peak: at most over its first steps, of which one makes the optimizer's state.
       share_of_plain: peak over that of the plain model in float32 with this optimizer.
     """
 
@@ -131,6 +132,10 @@ class TrainMemoryRow:
     loaded: float
     peak: float
     share_of_plain: float | None = None
+
+    @classmethod
+    def of(cls, facts: TrainFacts, loaded: float, peak: float) -> "TrainMemoryRow":
+        return cls(facts.name, facts.dtype, facts.optimizer, loaded, peak)
 
 
 PLAIN_FLOAT32 = (PlainTraining.name, "float32")
@@ -150,6 +155,14 @@ def compare(rows: list[TrainRow], timings: list[Timing]) -> None:
         if theirs is not None:
             sizes = row.num_parameters / rows[theirs].num_parameters
             row.faster_than_musicgen = sizes * timings[theirs].ratio_to(mine)
+
+
+def compare_memory(rows: list[TrainMemoryRow]) -> None:
+    """Fill in what share of the plain model's each takes."""
+    plain = {row.optimizer: row.peak for row in rows if (row.name, row.dtype) == PLAIN_FLOAT32}
+    for row in rows:
+        peak = plain.get(row.optimizer)
+        row.share_of_plain = row.peak / peak if peak else None
 
 
 def steps_table(rows: list[TrainRow]) -> str:

@@ -8,23 +8,27 @@ Usage:
   python3 benchmarks/train_step.py --shortest 0.5                # rows of unequal length
 
 A step is forward, backward, clipping as the trainer does it, and the optimizer, on random codes.
-All are measured in one process, in turns, on random weights: the speed of a shared machine drifts,
-so trust the ratios within a run more than figures of different runs. Frames are those of prompts
-and targets, without padding. The limit is the rate at which this process multiplies matrices of
-the feed-forward block's shapes, measured in the same rounds; a step's share of it is the time that
-its counted operations would take at that rate over the time it took. Memory is measured in a
-process of its own each. Tables come as Markdown, and everything as JSON in a file.
+All are measured in turns, on random weights: the speed of a shared machine drifts, so trust the
+ratios within a run more than figures of different runs. Each lives in a process of its own, as a
+model in training does, and the memory of all together must suffice: leave some out (--skip,
+--dtypes) where it does not. Frames are those of prompts and targets, without padding. The limit is
+the rate of products of matrices of the feed-forward block's shapes, measured in the same rounds; a
+step's share of it is the time that its counted operations would take at that rate over the time it
+took. Tables come as Markdown, and everything as JSON in a file.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from measure import interleave
+from apart import Apart, obey
+from measure import interleave, synchronise
 from peers import import_musicgen
 from run import Run, memory_of, positive, show
 from train_contenders import (
@@ -34,16 +38,18 @@ from train_contenders import (
     PlainTraining,
     TrainBatch,
     TrainContender,
+    TrainFacts,
 )
 from train_report import (
-    PLAIN_FLOAT32,
     MatrixProduct,
     SplitRow,
     TrainMemoryRow,
     TrainRow,
     compare,
+    compare_memory,
     flops_table,
     memory_table,
+    split_step,
     split_table,
     steps_table,
 )
@@ -55,10 +61,9 @@ from valle.utils.dist import choose_device
 
 DTYPES = ("float32", "bfloat16")
 KINDS = ("ours", "compiled", "plain", "musicgen")
-PARTS = ("compiled", "plain", "musicgen", "split", "memory")
-WARM_UP_STEPS = 1
-MEMORY_STEPS = 2  # the first makes the optimizer's state, the second has it beside activations
-# flags that the process which measures memory takes over
+PARTS = ("compiled", "plain", "musicgen", "split")
+WARM_UP_STEPS = 4  # the optimizer's state is made in the first; an allocator needs some more
+# flags that the processes of the contenders take over
 _SIZES = (
     *("d-model", "num-layers", "nhead", "batch-size", "num-frames", "prompt-share", "shortest"),
     *("train-stage", "device"),
@@ -85,7 +90,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
     add("--probe-mb", type=positive, default=128, help="MiB to probe the memory's speed with")
     add("--output-file", type=Path, default=Path("train_step.json"))
-    add("--memory-of", help=argparse.SUPPRESS)  # this script calls itself with it
+    add("--contender", help=argparse.SUPPRESS)  # this script calls itself with it
     return parser
 
 
@@ -96,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.device = choose_device(args.device)
         torch.manual_seed(0)
-        if args.memory_of:
-            print(json.dumps(memory_of_contender(args)))
+        if args.contender:
+            serve(args)
         else:
             Benchmark(args).run()
     except (ValueError, ImportError, OSError) as error:
@@ -146,71 +151,80 @@ class Benchmark(Run):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args, __file__, _SIZES)
         self.lineup = Lineup(args)
-        self.contenders = {key: self.lineup.make(key) for key in self.lineup.participants()}
 
     def run(self) -> None:
         self.introduce(model=self.lineup.config, frames_a_step=self.lineup.batch.num_frames)
-        self.keep("steps", self.steps())
-        if "split" not in self.args.skip:
-            self.keep("split", self.split())
-        names = {key: (c.name, c.dtype, c.optimizer_name) for key, c in self.contenders.items()}
-        self.contenders.clear()  # the processes to come need the memory
-        if "memory" not in self.args.skip:
-            self.keep("memory", self.memory(names))
+        with ExitStack() as processes:
+            contenders = {}
+            for key in self.lineup.participants():
+                process = Apart(key, self.command(contender=key))
+                contenders[key] = processes.enter_context(process)
+            self.measure(contenders)
         self.close()
 
-    def steps(self) -> list[TrainRow]:
+    def measure(self, contenders: dict[str, Apart]) -> None:
+        facts: dict[str, TrainFacts] = {}
+        memory: list[TrainMemoryRow] = []
+        for key, contender in contenders.items():
+            found = contender.ask("warm up")
+            facts[key] = TrainFacts.of(contender.ask("facts"))
+            memory.append(TrainMemoryRow.of(facts[key], **found))
+        self.keep("steps", self.steps(contenders, facts))
+        if "split" not in self.args.skip:
+            self.keep("split", self.split(contenders, facts))
+        compare_memory(memory)
+        show("Memory", memory_table(memory))
+        self.keep("memory", memory)
+
+    def steps(self, contenders: dict[str, Apart], facts: dict[str, TrainFacts]) -> list[TrainRow]:
         """Time all steps and the matrix products side by side."""
-        contenders = list(self.contenders.values())
         rows, width = self.args.batch_size * self.args.num_frames, self.args.d_model
         products = {d: MatrixProduct(rows, width, d, self.args.device) for d in self.args.dtypes}
-        calls: list[Callable[[], None]] = [c.step for c in contenders]
-        calls += products.values()
-        for call in calls:
-            for _ in range(WARM_UP_STEPS):
-                call()
-        timings = interleave(calls, self.args.rounds, 1, self.probe)
-        probed = dict(zip(products, timings[len(contenders) :], strict=True))
+        for product in products.values():
+            product()
+        steps: list[Callable[[], None]] = [partial(c.ask, "step") for c in contenders.values()]
+        timings = interleave([*steps, *products.values()], self.args.rounds, 1, self.probe)
+        probed = dict(zip(products, timings[len(steps) :], strict=True))
         found = [
-            TrainRow.of(c, timing, products[c.dtype], probed[c.dtype])
-            for c, timing in zip(contenders, timings, strict=False)
+            TrainRow.of(fact, timing, products[fact.dtype], probed[fact.dtype])
+            for fact, timing in zip(facts.values(), timings, strict=False)
         ]
         compare(found, timings[: len(found)])
         show("A training step", steps_table(found))
         show("What a step needs, and what the matrix products allow", flops_table(found))
         return found
 
-    def split(self) -> list[SplitRow]:
-        rounds, device = self.args.rounds, self.args.device
-        ours = [c for key, c in self.contenders.items() if key.startswith("ours/")]
-        rows = [SplitRow.of(contender, rounds, device) for contender in ours]
+    def split(self, contenders: dict[str, Apart], facts: dict[str, TrainFacts]) -> list[SplitRow]:
+        ours = [key for key in contenders if key.startswith("ours/")]
+        rounds = range(self.args.rounds)
+        rows = [SplitRow.of(facts[k], [contenders[k].ask("split") for _ in rounds]) for k in ours]
         show("Our step in parts", split_table(rows))
         return rows
 
-    def memory(self, names: dict[str, tuple[str, str, str]]) -> list[TrainMemoryRow]:
-        rows = []
-        for key, (name, dtype, optimizer) in names.items():
-            found = self.measure_elsewhere(key)
-            rows.append(TrainMemoryRow(name, dtype, optimizer, found["loaded"], found["peak"]))
-        plain = {r.optimizer: r.peak for r in rows if (r.name, r.dtype) == PLAIN_FLOAT32}
-        for row in rows:
-            peak = plain.get(row.optimizer)
-            row.share_of_plain = row.peak / peak if peak else None
-        show("Memory, each in a process of its own", memory_table(rows))
-        return rows
 
-
-def memory_of_contender(args: argparse.Namespace) -> dict[str, float]:
-    """Megabytes of the contender `args.memory_of`, as `TrainMemoryRow` counts them."""
+def serve(args: argparse.Namespace) -> None:
+    """Be the contender `args.contender`, and take steps when told to."""
     lineup = Lineup(args)
-    if args.memory_of.startswith("musicgen"):
+    if args.contender.startswith("musicgen"):
         import_musicgen()  # code is no model
+    made: list[TrainContender] = []
 
     def make() -> Callable[[], object]:
-        contender = lineup.make(args.memory_of)
-        return lambda: [contender.step() for _ in range(MEMORY_STEPS)]
+        made.append(lineup.make(args.contender))
+        return lambda: [made[0].step() for _ in range(WARM_UP_STEPS)]
 
-    return memory_of(make, args.device)
+    def step() -> None:
+        made[0].step()
+        synchronise(args.device)
+
+    obey(
+        {
+            "warm up": lambda: memory_of(make, args.device),
+            "facts": lambda: asdict(made[0].facts()),
+            "step": step,
+            "split": lambda: split_step(made[0], args.device),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -51,23 +51,22 @@ def contenders(batch: TrainBatch, stage=TrainStage.BOTH, dtype="float32", optim=
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The JSON and the printed lines of a whole run at a tiny size, memory apart."""
+    """The JSON and the printed lines of a whole run at a tiny size."""
     file = tmp_path_factory.mktemp("benchmark") / "train_step.json"
-    flags = [*TINY_RUN.split(), "--output-file", str(file), "--skip", "memory", "compiled"]
+    flags = [*TINY_RUN.split(), "--output-file", str(file), "--skip", "compiled"]
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("builtins.print", lambda *texts, **_: printed.extend(map(str, texts)))
-        train_step.main([*flags, "--optimizers", "ScaledAdam", "AdamW"])
+        train_step.main(flags)
     return json.loads(file.read_text()), "\n".join(printed)
 
 
-def test_all_take_part_in_all_types_with_all_optimizers(run):
-    rows = run[0]["steps"]
-    found = {(row["name"], row["dtype"], row["optimizer"]) for row in rows}
+def test_all_take_part_in_all_types(run):
     names, dtypes = ("ours", "plain PyTorch", "MusicGen"), ("float32", "bfloat16")
-    optimizers = ("ScaledAdam", "AdamW")
-    assert found == {(n, d, o) for n in names for d in dtypes for o in optimizers}
-    assert len(run[0]["split"]) == 4
+    for section in ("steps", "memory"):
+        found = [(row["name"], row["dtype"], row["optimizer"]) for row in run[0][section]]
+        assert found == [(n, d, "ScaledAdam") for d in dtypes for n in names]
+    assert [row["dtype"] for row in run[0]["split"]] == list(dtypes)
 
 
 def test_rates_agree_with_times(run):
@@ -85,10 +84,14 @@ def test_rates_agree_with_times(run):
 
 
 def test_all_but_the_skipped_take_part():
-    args = train_step.get_parser().parse_args([*TINY_RUN.split(), "--skip", "plain", "memory"])
+    flags = [*TINY_RUN.split(), "--skip", "plain", "--optimizers", "ScaledAdam", "AdamW"]
+    args = train_step.get_parser().parse_args(flags)
     args.device = CPU
-    kinds = [key.split("/")[0] for key in train_step.Lineup(args).participants()]
-    assert kinds == ["ours", "compiled", "musicgen"] * 2  # in two types
+    keys = [key.split("/") for key in train_step.Lineup(args).participants()]
+    assert [key[0] for key in keys] == ["ours", "compiled", "musicgen"] * 4
+    assert {tuple(key[1:]) for key in keys} == {
+        (d, o) for d in ("float32", "bfloat16") for o in ("ScaledAdam", "AdamW")
+    }
 
 
 def test_ratios_are_those_of_speed_and_of_size():
@@ -112,26 +115,24 @@ def test_a_run_says_on_what_it_ran(run):
     assert found["arguments"]["d_model"] == 32
     assert found["facts"]["device"] in printed
     assert "frames a step: 40" in printed
-    assert sum(line.startswith("| ours") for line in printed.splitlines()) == 8
+    assert (
+        sum(line.startswith("| ours") for line in printed.splitlines()) == 8
+    )  # steps, operations, memory and parts
 
 
-def test_memory_is_measured_in_a_process_of_its_own(tmp_path, capfd):
-    file = tmp_path / "train_step.json"
-    flags = [*TINY_RUN.split(), "--output-file", str(file), "--dtypes", "float32"]
-    train_step.main([*flags, "--skip", "compiled", "musicgen", "split"])
-    rows = json.loads(file.read_text())["memory"]
-    assert [row["name"] for row in rows] == ["ours", "plain PyTorch"]
+def test_memory_is_that_of_each_process(run):
+    rows = run[0]["memory"]
     assert all(0 < row["loaded"] <= row["peak"] for row in rows)
     assert rows[1]["share_of_plain"] == 1
-    assert "MB at most" in capfd.readouterr().out
+    assert "MB at most" in run[1]
 
 
-def test_memory_process_that_fails_is_told(monkeypatch, tmp_path, capsys):
+def test_a_contender_that_ends_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "executable", "false")
     flags = [*TINY_RUN.split(), "--output-file", str(tmp_path / "x.json"), "--dtypes", "float32"]
     with pytest.raises(SystemExit):
         train_step.main([*flags, "--skip", "compiled", "musicgen", "plain", "split"])
-    assert "could not measure the memory of ours/float32/ScaledAdam" in capsys.readouterr().err
+    assert "the process of ours/float32/ScaledAdam ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", ["--prompt-share 1", "--num-frames 1", "--shortest 0"])
