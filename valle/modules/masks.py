@@ -5,8 +5,6 @@ One polarity everywhere: True marks a real frame, False padding.
 B batch, S frames of the first part, T frames of the second, L frames in all, D model width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -30,7 +28,7 @@ def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Te
       past these are arbitrary and must be masked by their length.
     """
     S, T = first.shape[1], second.shape[1]
-    if _all_are(first_lens, S):
+    if _common_number(first_lens) == S:
         return torch.cat([first, second], dim=1)
     index = torch.arange(S + T, device=first.device)[None]  # (1, L)
     index = torch.where(index < first_lens[:, None], index, S + index - first_lens[:, None])
@@ -40,35 +38,40 @@ def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Te
     )
 
 
-@dataclass(frozen=True)
 class FrameRange:
     """As many frames of each row, from its own start.
 
-    Attributes:
+    Args:
       starts: (B,) the first one.
       num_frames: how many.
     """
 
-    starts: Tensor
-    num_frames: int
+    def __init__(self, starts: Tensor, num_frames: int) -> None:
+        self.starts, self.num_frames = starts, num_frames
+        # found out here, not in a layer: a compiler could not follow
+        self._same_start = _common_number(starts)
 
     def take_from(self, sequence: Tensor) -> Tensor:
         """(B, L, ...) to (B, num_frames, ...).
 
         Frames that would lie past the end repeat the last one, and must be masked by the caller.
         """
-        starts, num = self.starts, self.num_frames
-        if starts.device.type == "cpu" and len(starts):
-            first = int(starts[0])
-            if _all_are(starts, first) and first + num <= sequence.shape[1]:
-                return sequence[:, first : first + num]
-        index = starts[:, None] + torch.arange(num, device=sequence.device)
+        first, num = self._same_start, self.num_frames
+        if first is not None and first + num <= sequence.shape[1]:
+            return sequence[:, first : first + num]
+        index = self.starts[:, None] + torch.arange(num, device=sequence.device)
         return _gather_frames(sequence, index.clamp(max=sequence.shape[1] - 1))
 
 
-def _all_are(numbers: Tensor, value: int) -> bool:
-    """Whether a gather can be left out. A GPU is not asked, as the host would have to wait."""
-    return numbers.device.type == "cpu" and bool((numbers == value).all())
+def _common_number(numbers: Tensor) -> int | None:
+    """The one number that all are, so that a slice does for a gather; None where they differ.
+
+    A GPU is not asked, as the host would have to wait.
+    """
+    if numbers.device.type != "cpu" or not len(numbers):
+        return None
+    first = int(numbers[0])
+    return first if bool((numbers == first).all()) else None
 
 
 def _gather_frames(sequence: Tensor, index: Tensor) -> Tensor:

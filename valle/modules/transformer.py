@@ -7,7 +7,7 @@ B batch, L frames, D model width, H heads, K = D / H.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +108,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = AdaptiveLayerNorm(d_model, adaptive)
         self.norm2 = AdaptiveLayerNorm(d_model, adaptive)
         self.dropout = Dropout(dropout)
+        self._attend, self._transform = _attend, _transform  # or what a compiler made of them
 
     def forward(
         self,
@@ -118,13 +119,34 @@ class DecoderLayer(nn.Module):
         wanted: FrameRange | None = None,
     ) -> Tensor:
         """(B, L, D) to (B, L, D), or to the `wanted` frames alone, after all have been seen."""
-        if self.norm_first:
-            x = x + self.dropout(self.attention(self.norm1(x, condition), span, cache))
-            x = x if wanted is None else wanted.take_from(x)
-            return x + self.dropout(self.feed_forward(self.norm2(x, condition)))
-        x = self.norm1(x + self.dropout(self.attention(x, span, cache)), condition)
+        x = self._attend(self, x, span, condition, cache)
         x = x if wanted is None else wanted.take_from(x)
-        return self.norm2(x + self.dropout(self.feed_forward(x)), condition)
+        return self._transform(self, x, condition)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Like that of `nn.Module`, in two parts: how frames are taken is no matter for it."""
+        self._attend = torch.compile(_attend, *args, **kwargs)
+        self._transform = torch.compile(_transform, *args, **kwargs)
+
+
+def _attend(
+    layer: DecoderLayer,
+    x: Tensor,
+    span: AttentionSpan,
+    condition: Tensor | None,
+    cache: Tensor | None,
+) -> Tensor:
+    """The first block of a layer."""
+    if layer.norm_first:
+        return x + layer.dropout(layer.attention(layer.norm1(x, condition), span, cache))
+    return layer.norm1(x + layer.dropout(layer.attention(x, span, cache)), condition)
+
+
+def _transform(layer: DecoderLayer, x: Tensor, condition: Tensor | None) -> Tensor:
+    """The second one, which works on each frame for itself."""
+    if layer.norm_first:
+        return x + layer.dropout(layer.feed_forward(layer.norm2(x, condition)))
+    return layer.norm2(x + layer.dropout(layer.feed_forward(x)), condition)
 
 
 class Decoder(nn.Module):
