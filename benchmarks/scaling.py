@@ -132,7 +132,7 @@ class Model:
         layers = [*model.ar.decoder.layers, *model.nar.decoder.layers]
         cpu = torch.device("cpu")
         batch = TrainBatch.random(config, batch_size, num_frames, 0.4, 1.0, cpu)
-        flops = two_halves_flops(config, batch, TrainStage.BOTH, adaptive=True).total
+        flops = two_halves_flops(config, batch, TrainStage.BOTH, ours=True).total
         sizes, whole = [count_parameters(layer) for layer in layers], count_parameters(model)
         return cls(whole, max(sizes), whole - sum(sizes), flops / batch.num_frames)
 

@@ -88,7 +88,8 @@ class StepFlops:
     positions, width D, N layers, forward:
 
     - `matrices`: 24 m D^2 N; a layer has 12 D^2 weights (queries, keys and values 3, output 1,
-      feed-forward 4 + 4). The adaptive norms of our NAR half add 4 B D^2 (2 N + 1).
+      feed-forward 4 + 4). The adaptive norms of our NAR half add 4 B D^2 (2 N + 1), and our last
+      feed-forward block is needed for positions with logits alone, which saves 16 D^2 for others.
     - `attention`: 4 B L^2 D N for scores and weighted values; half of it where causal.
     - `heads`: 2 D x vocabulary, for each position that has logits.
 
@@ -113,7 +114,13 @@ class StepFlops:
 
 
 def stack_flops(
-    batch: TrainBatch, width: int, num_layers: int, causal: bool, logits: int, adaptive: bool
+    batch: TrainBatch,
+    width: int,
+    num_layers: int,
+    causal: bool,
+    logits: int,
+    adaptive: bool = False,
+    num_read: int | None = None,
 ) -> StepFlops:
     """One stack of layers with its head, over B padded rows of L frames; see `StepFlops`.
 
@@ -124,26 +131,34 @@ def stack_flops(
       causal: whether half of the attention is needed.
       logits: how many of them over the whole batch: positions x vocabulary.
       adaptive: whether norms take gain and shift from a condition.
+      num_read: frames of a row that the last feed-forward block is needed for; None: all.
     """
     B, L = len(batch.x), batch.x.shape[1] + batch.y.shape[1]
     norms = 4 * B * width**2 * (2 * num_layers + 1) if adaptive else 0
     matrices = 24 * B * L * width**2 * num_layers + norms
+    matrices -= 0 if num_read is None else 16 * B * (L - num_read) * width**2
     attention = 4 * B * L**2 * width * num_layers * (0.5 if causal else 1.0)
     return StepFlops(3.0 * matrices, 3.0 * attention, 3.0 * 2 * width * logits)
 
 
 def two_halves_flops(
-    config: AudioLMConfig, batch: TrainBatch, stage: TrainStage, adaptive: bool
+    config: AudioLMConfig, batch: TrainBatch, stage: TrainStage, ours: bool
 ) -> StepFlops:
-    """The halves that learn in a stage; logits are for the targets alone, and one for EOS."""
+    """The halves that learn in a stage; logits are for the targets alone, and one for EOS.
+
+    Args:
+      ours: with the adaptive norms of our NAR half, and last blocks for targets alone.
+    """
     B, T, _ = batch.y.shape
     V, flops = config.num_audio_tokens, StepFlops(0, 0, 0)
     if stage != TrainStage.NAR:
-        logits = B * (T + 1) * (V + 1)
-        flops += stack_flops(batch, config.d_model, config.num_layers, True, logits, False)
+        logits, read = B * (T + 1) * (V + 1), T + 1 if ours else None
+        width, depth = config.d_model, config.num_layers
+        flops += stack_flops(batch, width, depth, True, logits, num_read=read)
     if stage != TrainStage.AR:
         width, depth = config.nar_d_model, config.nar_num_layers
-        flops += stack_flops(batch, width, depth, False, B * T * V, adaptive)
+        read = T if ours else None
+        flops += stack_flops(batch, width, depth, False, B * T * V, ours, read)
     return flops
 
 
@@ -269,7 +284,7 @@ class OurTraining(TrainContender):
         return self.model(b.x, b.x_lens, b.y, b.y_lens, reduction="sum", train_stage=stage).loss
 
     def flops(self) -> StepFlops:
-        return two_halves_flops(self.config, self.batch, self.stage, adaptive=True)
+        return two_halves_flops(self.config, self.batch, self.stage, ours=True)
 
 
 class OurCompiledTraining(OurTraining):
@@ -309,7 +324,7 @@ class PlainTraining(TrainContender):
         return self.model(self.batch)
 
     def flops(self) -> StepFlops:
-        return two_halves_flops(self.config, self.batch, self.stage, adaptive=False)
+        return two_halves_flops(self.config, self.batch, self.stage, ours=False)
 
 
 class OneByOne:
@@ -458,4 +473,4 @@ class MusicGenTraining(TrainContender):
     def flops(self) -> StepFlops:
         c, L = self.config, self.batch.x.shape[1] + self.batch.y.shape[1]
         logits = len(self.batch.x) * L * c.num_quantizers * c.num_audio_tokens
-        return stack_flops(self.batch, c.d_model, c.num_layers, True, logits, False)
+        return stack_flops(self.batch, c.d_model, c.num_layers, True, logits)
