@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lhotse.utils import fastcopy
+from tokenizer_manifests import TOKEN_FOLDER, window_frames, write_manifests
+from tokenizer_splits import add_split_arguments, assign_splits
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -31,21 +32,11 @@ from valle.data.audio import RESAMPLER, AudioError, Sound, read_mono, resample
 from valle.data.codec import DEFAULT_CODEC, Codec, CodecInfo
 from valle.data.manifest import SPLITS
 from valle.data.sources import Source, find_recordings, read_manifest
-from valle.data.splits import split_by_csv, split_by_hash
-from valle.data.storage import (
-    cut_windows,
-    make_recording,
-    stored_frames,
-    whole_cut,
-    write_codes,
-    write_cuts,
-)
-from valle.data.windows import plan_windows
+from valle.data.storage import make_recording, stored_frames, write_codes
 from valle.data.worklog import WorkLog
 from valle.utils.dist import choose_device
 from valle.utils.files import remove_leftovers, written_whole
 
-TOKEN_FOLDER = "tokens"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -66,14 +57,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--min-window", type=float, default=5.0, help="a shorter rest shares with its neighbour")
     add("--min-duration", type=float, default=1.0, help="skip recordings shorter than so many s")
     add("--silence-db", type=float, default=-80.0, help="skip recordings whose peak is below")
-    add("--split-csv", type=Path, help="table that says which recording is in which split")
-    add("--csv-file-column", default="midi_path", help="its column of file names")
-    add("--csv-split-column", default="split", help="its column of splits")
-    add("--valid-fraction", type=float, default=0.1, help="of the recordings, without a table")
-    add("--test-fraction", type=float, default=0.1, help="of the recordings, without a table")
-    add("--seed", type=int, default=42, help="of the drawn splits")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--num-workers", type=int, default=2, help="threads that read ahead")
+    add_split_arguments(parser)
     return parser
 
 
@@ -131,18 +117,12 @@ def run(args: argparse.Namespace) -> int:
     with WorkLog(args.output_dir / "work.jsonl") as log:
         tokenise(wanted, codec, folder, log, args)
         kept = [source for source in wanted if "skipped" not in log.entries[source.id]]
-        counts = write_manifests(kept, log, codec.info, args) if kept else Counter()
+        counts: Counter[str] = Counter()
+        if kept:
+            splits = assign_splits(kept, args)
+            counts = write_manifests(kept, log.entries, splits, codec.info, args)
         report(sources, wanted, log, counts)
     return 0 if kept else 1
-
-
-def assign_splits(sources: list[Source], args: argparse.Namespace) -> dict[str, str]:
-    """The split of each recording id; with a table, recordings without a row are left out."""
-    if args.split_csv is None:
-        ids = [source.id for source in sources]
-        return split_by_hash(ids, args.valid_fraction, args.test_fraction, args.seed)
-    paths = {source.id: source.path for source in sources}
-    return split_by_csv(paths, args.split_csv, args.csv_file_column, args.csv_split_column)
 
 
 def settings_of(args: argparse.Namespace, codec: CodecInfo) -> dict[str, Any]:
@@ -291,60 +271,6 @@ def read_ahead(
         finally:
             for _, future in waiting:
                 future.cancel()
-
-
-def write_manifests(
-    sources: list[Source], log: WorkLog, codec: CodecInfo, args: argparse.Namespace
-) -> Counter[str]:
-    """Split the recordings that were kept, and write the manifest of each split.
-
-    Returns:
-      Cuts written, by split.
-    """
-    counts: Counter[str] = Counter()
-    splits = assign_splits(sources, args)
-    window, minimum = window_frames(args, codec)
-    for split in SPLITS:
-        cuts = (
-            excerpt
-            for source in sources
-            if splits[source.id] == split
-            for whole in token_cuts(source, log.entries[source.id], codec)
-            for excerpt in cut_windows(whole, codec, window, minimum)
-        )
-        path = args.output_dir / f"cuts_{split}.jsonl.gz"
-        counts[split] = write_cuts(path, cuts)
-        if counts[split] == 0:
-            path.unlink()
-            logging.warning(f"no recording is in the split {split}: {path.name} is not written")
-    return counts
-
-
-def window_frames(args: argparse.Namespace, codec: CodecInfo) -> tuple[int, int]:
-    """`--window` and `--min-window` in whole frames, rounded down: 15 s stay within 15 s.
-
-    Raises:
-      ValueError: They cannot be.
-    """
-    window, minimum = (int(sec * codec.frame_rate + 1e-6) for sec in (args.window, args.min_window))
-    plan_windows(0, window, minimum)
-    return window, minimum
-
-
-def token_cuts(source: Source, entry: dict[str, Any], codec: CodecInfo) -> Iterator[Any]:
-    """Cuts that carry tokens: the whole recording, or what a manifest's cuts take of it."""
-    facts = {key: entry[key] for key in ("num_samples", "sampling_rate", "num_channels")}
-    recording = make_recording(source.id, source.path, **facts)
-    whole = whole_cut(recording, TOKEN_FOLDER, entry["key"], entry["num_frames"], codec)
-    if not source.cuts:
-        yield whole
-    for cut in source.cuts:
-        duration = min(cut.duration, recording.duration - cut.start)
-        if duration * codec.frame_rate >= 1:
-            custom = {**(cut.custom or {}), **whole.custom}
-            yield fastcopy(
-                cut, duration=duration, recording=recording, features=None, custom=custom
-            )
 
 
 def report(sources: list[Source], wanted: list[Source], log: WorkLog, counts: Counter[str]) -> None:
