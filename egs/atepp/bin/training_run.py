@@ -12,7 +12,6 @@ from lhotse import CutSet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from training_start import Start, find_start, keep_best_of_other_stage, load_start_weights
 
 from valle.data import Codec, CodecInfo, Survey, TokenDataModule
@@ -24,6 +23,7 @@ from valle.utils.averaging import Weights, make_averaged_weights
 from valle.utils.cli import AttributeDict
 from valle.utils.dist import get_world_size
 from valle.utils.env import get_env_info
+from valle.utils.events import EventWriter
 from valle.utils.files import remove_leftovers, written_whole
 from valle.utils.late import LateReader
 from valle.utils.metrics import MetricsTracker
@@ -82,7 +82,7 @@ class Run:
     valid_cuts: CutSet
     scheduler: Scheduler
     average: Weights | None
-    writer: SummaryWriter | None
+    writer: EventWriter | None
     codec: Codec | None
     rank: int
     fresh_sampler: Callable[[], Any]
@@ -271,9 +271,9 @@ def build_scheduler(
     return make_scheduler(name, optimizer, params.warmup_steps, total_steps)
 
 
-def open_writer(params: AttributeDict, stage: TrainStage) -> SummaryWriter:
+def open_writer(params: AttributeDict, stage: TrainStage) -> EventWriter:
     name = "tensorboard" if stage == TrainStage.BOTH else f"tensorboard_stage{stage.value}"
-    return SummaryWriter(str(params.exp_dir / name))
+    return EventWriter(params.exp_dir / name)
 
 
 def open_codec(params: AttributeDict) -> Codec | None:
