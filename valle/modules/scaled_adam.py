@@ -19,15 +19,16 @@ Letters: t steps that this tensor has taken, n tensors stacked in one bucket.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from valle.modules.scaled_adam_buckets import Bucket, refreshes_sizes, sum_sharded
+from valle.modules.scaled_adam_checks import check_group, check_state_dict
+from valle.modules.scaled_adam_clipping import clipping_factor
 from valle.utils.sharding import (
     PER_ELEMENT_STATE,
-    check_layout,
     from_part,
     is_sharded,
     local_part,
@@ -36,65 +37,9 @@ from valle.utils.sharding import (
     sum_over_ranks,
 )
 
-# Steps at which a first, doubled threshold is set, as newer icefall does. VALL-E waits for a whole
-# clipping_update_period: a short run would never clip, a long one not in its wildest steps.
-EARLY_THRESHOLD_STEPS = (10, 20, 40)
 # Larger buckets are split. A GPU wants few launches, but a step needs three copies of a bucket
 # (64 Mi float32 = 256 MiB); on a CPU what fits its caches is fastest.
 MAX_BUCKET_ELEMENTS = {"cuda": 2**26, "cpu": 2**20}
-
-_STATE_OF_SCALARS = frozenset({"step", "moment", "second_moment"})
-_STATE_OF_TENSORS = _STATE_OF_SCALARS | {"rms", "scale_grads", "scale_moment"}
-
-
-@dataclass
-class _RankSums:
-    """What sharded tensors come to as wholes, each (n,), the same on every rank.
-
-    Attributes:
-        grad_norms: Norms of the gradients as they came.
-        scale_grads: Dot products of tensor and gradient as it came; not of one-element tensors.
-        mean_squares: Of the weights, in the steps that need them.
-    """
-
-    grad_norms: Tensor
-    scale_grads: Tensor
-    mean_squares: Tensor
-
-
-@dataclass
-class _Bucket:
-    """Tensors of one device, dtype, shape and step count, whose state is kept stacked.
-
-    Attributes:
-        params: The n tensors, each of which has a part (*shape) here: all of it, if not sharded.
-        rows: State by name, row i for tensor i; ``optimizer.state[p]`` holds views of these rows.
-        step: t of all of them.
-        sums: Of the step under way, if the tensors are sharded.
-    """
-
-    params: list[Tensor]
-    rows: dict[str, Tensor]
-    step: int
-    sums: _RankSums | None = None
-
-    @property
-    def holds_scalars(self) -> bool:
-        return self.params[0].numel() == 1
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """The n parts that lie here; their memory is the tensors' own."""
-        return [local_part(p) for p in self.params]
-
-    @property
-    def grads(self) -> list[Tensor]:
-        """The n parts of the gradients."""
-        return [local_part(p.grad) for p in self.params if p.grad is not None]
-
-    def per_row(self, values: Tensor) -> Tensor:
-        """(n,) -> (n, 1, ..., 1), to be multiplied with stacked tensors."""
-        return values.view(-1, *[1] * self.params[0].dim())
 
 
 class ScaledAdam(torch.optim.Optimizer):
@@ -159,7 +104,7 @@ class ScaledAdam(torch.optim.Optimizer):
             "scalar_max": scalar_max,
             "size_update_period": size_update_period,
         }
-        self._homes: dict[Tensor, _Bucket] = {}
+        self._homes: dict[Tensor, Bucket] = {}
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -171,7 +116,7 @@ class ScaledAdam(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_group(group)
+            check_group(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -201,10 +146,10 @@ class ScaledAdam(torch.optim.Optimizer):
                 loss = closure()
         filled = [(group, self._buckets(group)) for group in self.param_groups]
         filled = [(group, buckets) for group, buckets in filled if buckets]
-        _sum_sharded(filled)
+        sum_sharded(filled)
         scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group, buckets in filled:
-            clip, finite = _clipping_factor(group, buckets, *scaling)
+            clip, finite = clipping_factor(group, buckets, *scaling)
             for bucket in buckets:
                 _step_bucket(group, bucket, clip, finite)
                 self._count_step(bucket)
@@ -238,7 +183,7 @@ class ScaledAdam(torch.optim.Optimizer):
         Raises:
             ValueError: It belongs to another optimizer or to other tensors.
         """
-        _check_state_dict(state_dict, self.param_groups)
+        check_state_dict(state_dict, self.param_groups)
         super().load_state_dict(shard_state(state_dict, self))
         for p, tensor_state in self.state.items():
             if is_sharded(p):
@@ -251,7 +196,7 @@ class ScaledAdam(torch.optim.Optimizer):
                 k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in state.items()
             }
 
-    def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
+    def _buckets(self, group: dict[str, Any]) -> list[Bucket]:
         """All tensors of the group that have a gradient, in buckets."""
         alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for p in group["params"]:
@@ -271,7 +216,7 @@ class ScaledAdam(torch.optim.Optimizer):
             buckets += [self._bucket_of(piece) for piece in pieces]
         return buckets
 
-    def _bucket_of(self, params: list[Tensor]) -> _Bucket:
+    def _bucket_of(self, params: list[Tensor]) -> Bucket:
         """The bucket of exactly these tensors; stacked anew only when the company has changed."""
         home = self._homes.get(params[0])
         complete = home is not None and len(home.params) == len(params)
@@ -280,19 +225,19 @@ class ScaledAdam(torch.optim.Optimizer):
         states = [self.state[p] for p in params]
         names = [name for name in states[0] if name != "step"]
         rows = {name: torch.stack([state[name] for state in states]) for name in names}
-        bucket = _Bucket(list(params), rows, states[0]["step"])
+        bucket = Bucket(list(params), rows, states[0]["step"])
         for i, p in enumerate(params):
             self.state[p].update({name: rows[name][i] for name in names})
             self._homes[p] = bucket
         return bucket
 
-    def _count_step(self, bucket: _Bucket) -> None:
+    def _count_step(self, bucket: Bucket) -> None:
         bucket.step += 1
         for p in bucket.params:
             self.state[p]["step"] = bucket.step
 
 
-def _step_bucket(group: dict[str, Any], bucket: _Bucket, clip: Tensor, finite: Tensor) -> None:
+def _step_bucket(group: dict[str, Any], bucket: Bucket, clip: Tensor, finite: Tensor) -> None:
     """Move the tensors of one bucket.
 
     Args:
@@ -349,7 +294,7 @@ def _stacked(tensors: list[Tensor]) -> Tensor:
 
 def _growth(
     group: dict[str, Any],
-    bucket: _Bucket,
+    bucket: Bucket,
     weights: Tensor,
     scale_grads: Tensor,
     keep: Tensor,
@@ -370,7 +315,7 @@ def _growth(
     period, step = group["size_update_period"], bucket.step
     recent = bucket.rows["scale_grads"]  # (n, period)
     recent[:, step % period] = scale_grads
-    if not _refreshes_sizes(group, bucket):
+    if not refreshes_sizes(group, bucket):
         return None
     if bucket.sums is None:
         mean_squares = weights.flatten(1).square().mean(1)
@@ -384,125 +329,6 @@ def _growth(
     growth = growth * (-group["scalar_lr_scale"] * group["lr"] * correction**0.5)
     growth = growth.masked_fill(rms < group["param_min_rms"], 0.0).clamp(-0.1, 0.1)
     return torch.minimum(growth, (group["param_max_rms"] - rms) / rms)
-
-
-def _refreshes_sizes(group: dict[str, Any], bucket: _Bucket) -> bool:
-    """Whether this step measures the sizes of the bucket's tensors and lets them grow."""
-    period = group["size_update_period"]
-    return not bucket.holds_scalars and bucket.step % period == period - 1
-
-
-def _sum_sharded(filled: list[tuple[dict[str, Any], list[_Bucket]]]) -> None:
-    """Set the ``sums`` of all buckets of sharded tensors, by one exchange for all groups."""
-    sharded = [
-        (bucket, _refreshes_sizes(group, bucket))
-        for group, buckets in filled
-        for bucket in buckets
-        if is_sharded(bucket.params[0])
-    ]
-    if not sharded:
-        return
-    parts = torch.cat([_sums_of_parts(*each) for each in sharded], dim=1)
-    like = sharded[0][0].params[0]
-    assert is_sharded(like)
-    totals = sum_over_ranks(parts, like)
-    sizes = [len(bucket.params) for bucket, _ in sharded]
-    for (bucket, _), sums in zip(sharded, totals.split(sizes, dim=1), strict=True):
-        squares, scale_grads, squared_weights = sums
-        dtype = bucket.params[0].dtype
-        bucket.sums = _RankSums(
-            grad_norms=squares.sqrt().to(dtype),
-            scale_grads=scale_grads.to(dtype),
-            mean_squares=(squared_weights / bucket.params[0].numel()).to(dtype),
-        )
-
-
-def _sums_of_parts(bucket: _Bucket, with_sizes: bool) -> Tensor:
-    """What this rank adds to the sums over whole tensors.
-
-    Returns:
-        (3, n) float64: squared norms of the gradients, dot products of weights and gradients, and
-        squared norms of the weights (0 where these are not asked for).
-    """
-    grads = bucket.grads
-    norms = torch.stack(torch._foreach_norm(grads)).double()
-    # in float64, where the squares of float32 numbers neither vanish nor overflow
-    sums = torch.stack([norms.square(), torch.zeros_like(norms), torch.zeros_like(norms)])
-    if not bucket.holds_scalars:
-        weights = torch.stack(bucket.weights)
-        sums[1] = torch.stack(grads).mul_(weights).flatten(1).sum(1)
-        if with_sizes:
-            sums[2] = weights.square_().flatten(1).sum(1)
-    return sums
-
-
-def _clipping_factor(
-    group: dict[str, Any],
-    buckets: list[_Bucket],
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One factor for all gradients of the group.
-
-    Args:
-        group: The settings and what clipping remembers.
-        buckets: All tensors of the group that have a gradient.
-        grad_scale: One float by which the gradients are yet to be divided, or None.
-        found_inf: One float; if it is not 0, the norm counts as not finite.
-
-    Returns:
-        () factor and () bool, False (with factor 0) where the norm is not finite.
-    """
-    state = group["clipping"]
-    norm = _relative_norm(group, buckets)
-    if grad_scale is not None:
-        grad_scale = grad_scale.to(norm, non_blocking=True).reshape(())
-        norm = norm / grad_scale
-    if found_inf is not None:
-        found_inf = found_inf.to(norm.device, non_blocking=True).reshape(())
-        norm = norm.masked_fill(found_inf != 0, torch.inf)
-    finite = torch.isfinite(norm)
-    if group["clipping_scale"] is not None and state["step"] > 0:
-        _note_norm(group, norm)
-    factor = (state["threshold"] / norm.clamp(min=1e-20)).clamp(max=1.0)
-    factor = torch.where(finite, factor, torch.zeros_like(factor))
-    state["norm"].copy_(norm)
-    state["num_nonfinite"] += ~finite
-    state["num_clipped"] += finite & (factor < 1)
-    state["step"] += 1
-    return factor if grad_scale is None else factor / grad_scale, finite
-
-
-def _relative_norm(group: dict[str, Any], buckets: list[_Bucket]) -> Tensor:
-    """() norm of all gradients, each weighted with the size by which its tensor moves."""
-    buckets = sorted(buckets, key=lambda bucket: bucket.sums is not None)
-    grads = [grad for bucket in buckets if bucket.sums is None for grad in bucket.grads]
-    norms = [torch.stack(torch._foreach_norm(grads))] if grads else []
-    norms += [bucket.sums.grad_norms for bucket in buckets if bucket.sums is not None]
-    sizes = [
-        bucket.rows["moment"].new_full((len(bucket.params),), group["scalar_lr_scale"])
-        if bucket.holds_scalars
-        else bucket.rows["rms"]
-        for bucket in buckets
-    ]
-    return torch.linalg.vector_norm(torch.cat(norms) * torch.cat(sizes))
-
-
-def _note_norm(group: dict[str, Any], norm: Tensor) -> None:
-    """Remember the norm and, in the steps that say so, set the threshold from those remembered."""
-    state, period = group["clipping"], group["clipping_update_period"]
-    step = state["step"]
-    state["norms"][(step - 1) % period] = norm
-    early = step in EARLY_THRESHOLD_STEPS and step < period
-    if not early and step % period != 0:
-        return
-    known = min(step, period)
-    # sort, not median: norms that are not finite go to the end and count as large
-    median = state["norms"][:known].sort().values[(known - 1) // 2]
-    threshold = median * (group["clipping_scale"] * (2.0 if early else 1.0))
-    # a median of 0 would stop all learning; one that is not finite says nothing
-    usable = torch.isfinite(threshold) & (threshold > 0)
-    state["threshold"].copy_(torch.where(usable, threshold, torch.inf))
 
 
 def _initial_state(p: Tensor, size_update_period: int) -> dict[str, Any]:
@@ -522,64 +348,3 @@ def _initial_state(p: Tensor, size_update_period: int) -> dict[str, Any]:
         state["scale_grads"] = part.new_zeros(size_update_period)
         state["scale_moment"] = part.new_zeros(())
     return state
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError for a setting or a tensor that ScaledAdam cannot use."""
-    for name in ("lr", "eps", "param_min_rms", "param_max_rms", "scalar_max", "scalar_lr_scale"):
-        if not group[name] >= 0:
-            raise ValueError(f"{name} must be at least 0, got {group[name]}")
-    if not all(0 <= beta < 1 for beta in group["betas"]):
-        raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
-    for name in ("clipping_update_period", "size_update_period"):
-        if group[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {group[name]}")
-    if group["clipping_scale"] is not None and not group["clipping_scale"] > 0:
-        raise ValueError(
-            f"clipping_scale must be positive or None (no clipping), got {group['clipping_scale']}"
-        )
-    dtypes = {p.dtype for p in group["params"]} - {torch.float32, torch.float64}
-    if dtypes:
-        raise ValueError(
-            f"ScaledAdam needs float32 or float64 weights, got {sorted(map(str, dtypes))}; for "
-            "half precision keep float32 weights and run the model under autocast"
-        )
-    for p in group["params"]:
-        if is_sharded(p):
-            check_layout(p)
-
-
-def _check_state_dict(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Raise ValueError if the state is not ScaledAdam's, of tensors shaped like ours."""
-    saved_groups = state_dict["param_groups"]
-    if any("clipping" not in group for group in saved_groups):
-        raise ValueError(
-            "this optimizer state was not saved by ScaledAdam; resume with the optimizer that "
-            "wrote it, or start without its state"
-        )
-    saved_sizes = [len(group["params"]) for group in saved_groups]
-    sizes = [len(group["params"]) for group in groups]
-    if saved_sizes != sizes:
-        raise ValueError(
-            f"the saved optimizer state has groups of {saved_sizes} tensors, this optimizer of "
-            f"{sizes}; build the model as it was when saving"
-        )
-    saved_ids = [i for group in saved_groups for i in group["params"]]
-    params = [p for group in groups for p in group["params"]]
-    for i, p in zip(saved_ids, params, strict=True):
-        _check_tensor_state(i, state_dict["state"].get(i), p)
-
-
-def _check_tensor_state(index: int, state: dict[str, Any] | None, p: Tensor) -> None:
-    if not state:  # it has had no gradient yet
-        return
-    expected = _STATE_OF_SCALARS if p.numel() == 1 else _STATE_OF_TENSORS
-    if set(state) != expected:
-        raise ValueError(
-            f"the saved state of tensor {index} has {sorted(state)}, expected {sorted(expected)}"
-        )
-    if state["moment"].shape != p.shape:
-        raise ValueError(
-            f"the saved state of tensor {index} has shape {tuple(state['moment'].shape)}, the "
-            f"tensor {tuple(p.shape)}; build the model as it was when saving"
-        )
