@@ -16,12 +16,10 @@ from valle.utils.dist import exchange_timeout
 from valle.utils.watchdog import (
     LAST_LOOKS,
     STUCK_STATUS,
-    Progress,
     Sightings,
     Watchdog,
-    describe,
-    find_culprits,
 )
+from valle.utils.watchdog_message import Progress, describe, find_culprits
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SEC = 3.0
