@@ -4,9 +4,10 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 RETRY_SEC = 60.0
 
@@ -23,7 +24,7 @@ class EventWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self._writer: SummaryWriter | None = SummaryWriter(self._folder)
+        self._writer: "SummaryWriter | None" = _open(self._folder)
         self._retry_at, self._is_failing = 0.0, False
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
@@ -43,12 +44,12 @@ class EventWriter:
         if self._writer is not None:
             self._try(lambda writer: writer.close())
 
-    def _try(self, write: Callable[[SummaryWriter], object]) -> None:
+    def _try(self, write: Callable[["SummaryWriter"], object]) -> None:
         if self._writer is None and time.monotonic() < self._retry_at:
             return
         try:
             if self._writer is None:
-                self._writer = SummaryWriter(self._folder)
+                self._writer = _open(self._folder)
             write(self._writer)
         except OSError as error:
             self._fail(error)
@@ -65,3 +66,9 @@ class EventWriter:
             )
         self._is_failing = True
         self._writer, self._retry_at = None, time.monotonic() + RETRY_SEC
+
+
+def _open(folder: str) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # heavy, and of use to training alone
+
+    return SummaryWriter(folder)
