@@ -24,7 +24,7 @@ class EventWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
-        self._writer: "SummaryWriter | None" = _open(self._folder)
+        self._writer: SummaryWriter | None = _open(self._folder)
         self._retry_at, self._is_failing = 0.0, False
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
