@@ -1,31 +1,51 @@
 import numpy as np
 import pytest
 
+from valle.data import worklog
 from valle.data.storage import write_codes, write_cuts
-from valle.data.worklog import WorkLog
+from valle.data.worklog import WorkLog, read_log
 from valle.utils.files import remove_leftovers, written_whole
 
 
-def test_a_log_is_read_back_and_later_lines_win(tmp_path):
+def test_a_log_is_read_back_while_it_is_written(tmp_path):
     path = tmp_path / "work.jsonl"
     with WorkLog(path) as log:
-        log.add({"id": "a", "n": 1})
-        log.add({"id": "ü", "n": 2})
-        log.add({"id": "a", "n": 3})
-        assert path.read_text().count("\n") == 3, "each line is flushed at once"
+        for entry in ({"id": "a", "n": 1}, {"id": "ü\n", "n": 2}, {"id": "a", "n": 3}):
+            log.add(entry)
+            assert list(read_log(path))[-1] == entry
     with WorkLog(path) as log:
-        assert log.entries == {"a": {"id": "a", "n": 3}, "ü": {"id": "ü", "n": 2}}
+        log.add({"id": "b"})
+    assert [entry["id"] for entry in read_log(path)] == ["a", "ü\n", "a", "b"]
 
 
 @pytest.mark.parametrize("kept_bytes", range(1, 20))
-def test_a_half_written_last_line_is_cut_off(tmp_path, kept_bytes):
+def test_a_half_written_last_line_is_cut_off(tmp_path, kept_bytes, monkeypatch):
+    monkeypatch.setattr(worklog, "_BLOCK", 7)
     path = tmp_path / "work.jsonl"
     path.write_bytes(b'{"id": "a"}\n' + '{"id": "bü", "n": 12345}\n'.encode()[:kept_bytes])
+    assert [entry["id"] for entry in read_log(path)] == ["a"]
     with WorkLog(path) as log:
-        assert list(log.entries) == ["a"]
         log.add({"id": "c"})
+    assert [entry["id"] for entry in read_log(path)] == ["a", "c"]
+
+
+def test_a_log_of_nothing_but_half_a_line(tmp_path):
+    path = tmp_path / "work.jsonl"
+    path.write_bytes(b'{"id": ' * 100)
     with WorkLog(path) as log:
-        assert list(log.entries) == ["a", "c"]
+        log.add({"id": "c"})
+    assert [entry["id"] for entry in read_log(path)] == ["c"]
+
+
+def test_one_process_writes_a_log(tmp_path):
+    path = tmp_path / "work.jsonl"
+    with WorkLog(path) as log:
+        log.add({"id": "a"})
+        with pytest.raises(ValueError, match=r"another process writes .*work"):
+            WorkLog(path).__enter__()
+    with WorkLog(path) as log:
+        log.add({"id": "b"})
+    assert [entry["id"] for entry in read_log(path)] == ["a", "b"]
 
 
 def test_nothing_half_written_stands_under_a_final_name(tmp_path):

@@ -13,8 +13,15 @@ from torch.utils.data import DataLoader
 
 from valle.data.codec import CodecInfo
 from valle.data.dataset import TokenDataset
-from valle.data.manifest import codec_of, load_cuts, manifest_path
+from valle.data.manifest import (
+    TokenManifest,
+    codec_of,
+    load_cuts,
+    manifest_path,
+    warn_of_missing_codec,
+)
 from valle.data.sampler import EveryNth, load_sampler_state, make_sampler
+from valle.data.summary import TOLERANCE_SEC
 from valle.utils.cli import str2bool
 from valle.utils.signals import ignore_stop_signals
 
@@ -27,13 +34,13 @@ class DurationFilter:
         self.max_sec = max_sec
 
     def __call__(self, cut: Any) -> bool:
-        # manifests hold durations rounded to 8 digits: a 15 s window may read 15.00000001
-        return bool(self.min_sec - 1e-6 <= cut.duration <= self.max_sec + 1e-6)
+        low, high = self.min_sec - TOLERANCE_SEC, self.max_sec + TOLERANCE_SEC
+        return bool(low <= cut.duration <= high)
 
 
 @dataclass
 class Survey:
-    """What one look through a manifest has found.
+    """What a manifest holds.
 
     Attributes:
       cuts: Those that are kept, lazy.
@@ -107,15 +114,15 @@ class TokenDataModule:
         add("--num-workers", type=int, default=8, help="processes that load batches")
 
     def train_cuts(self) -> CutSet:
-        """Lazy cuts of `cuts_train.jsonl.gz`."""
+        """Lazy cuts of `cuts_train.jsonl.gz`, or of the shards in `cuts_train`."""
         return self._cuts("train")
 
     def valid_cuts(self) -> CutSet:
-        """Lazy cuts of `cuts_validation.jsonl.gz`, or `cuts_dev.jsonl.gz`."""
+        """Lazy cuts of `cuts_validation.jsonl.gz`, `cuts_dev.jsonl.gz`, or shards so named."""
         return self._cuts("validation")
 
     def test_cuts(self) -> CutSet:
-        """Lazy cuts of `cuts_test.jsonl.gz`."""
+        """Lazy cuts of `cuts_test.jsonl.gz`, or of the shards in `cuts_test`."""
         return self._cuts("test")
 
     def _cuts(self, split: str) -> CutSet:
@@ -126,14 +133,14 @@ class TokenDataModule:
     def survey(self, cuts: CutSet, min_sec: float, max_sec: float) -> Survey:
         """Keep cuts of `min_sec` to `max_sec` seconds, and tell what they are.
 
-        The manifest is read once here, and the number of cuts kept is logged.
+        The summary beside a manifest tells this at once, however many cuts there are. Without one,
+        or where a bound lies within one of its bins, the manifest is read whole. The number of cuts
+        kept is logged.
 
         Raises:
           ValueError: Nothing is left, or the tokens are of several codecs.
         """
-        keeps = DurationFilter(min_sec, max_sec)
-        survey = Survey(cuts.filter(keeps))
-        survey.codec = codec_of(survey.counted(cuts, keeps))
+        survey = _from_summary(cuts, min_sec, max_sec) or _by_reading(cuts, min_sec, max_sec)
         kept, total = survey.num_cuts, survey.num_seen
         logging.info(f"kept {kept} of {total} cuts between {min_sec:g} and {max_sec:g} s")
         if kept == 0:
@@ -206,3 +213,31 @@ class TokenDataModule:
             # its own: an iterator's start would else move the global one, which draws dropout
             generator=torch.Generator(),
         )
+
+
+def _from_summary(cuts: CutSet, min_sec: float, max_sec: float) -> Survey | None:
+    """A survey without reading, where the cuts are a whole manifest and its summary suffices."""
+    summary = cuts.data.summary() if isinstance(cuts.data, TokenManifest) else None
+    counts = None if summary is None else summary.between(min_sec, max_sec)
+    if summary is None or counts is None:
+        return None
+    codec = summary.codec_info()
+    if codec is None:
+        warn_of_missing_codec()
+    num_cuts, seconds = counts
+    kept = _filtered(cuts, DurationFilter(min_sec, max_sec))
+    return Survey(kept, num_cuts, summary.num_cuts, seconds, codec)
+
+
+def _by_reading(cuts: CutSet, min_sec: float, max_sec: float) -> Survey:
+    keeps = DurationFilter(min_sec, max_sec)
+    survey = Survey(_filtered(cuts, keeps))
+    survey.codec = codec_of(survey.counted(cuts, keeps))
+    return survey
+
+
+def _filtered(cuts: CutSet, keeps: Callable[[Any], bool]) -> CutSet:
+    """Cuts that are wanted, lazy; of a manifest a manifest still, whose shards can be shuffled."""
+    if isinstance(cuts.data, TokenManifest):
+        return CutSet(cuts.data.filtered(keeps))
+    return cuts.filter(keeps)

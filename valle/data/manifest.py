@@ -1,14 +1,16 @@
 """Token cuts on disk: reading them, whatever wrote them.
 
-Two layouts are read. Ours: `audio_features`, a TemporalArray of int16 (T, Q), and the codec in
-`custom["codec"]`. The older one of VALL-E: tokens as lhotse `features`, mostly in HDF5.
+Three layouts are read. Ours: `audio_features`, a TemporalArray of int16 (T, Q), and the codec in
+`custom["codec"]`; the same in shards (lhotse's Shar); and the older one of VALL-E: tokens as lhotse
+`features`, mostly in HDF5.
 Letters: T frames, Q quantizers.
 """
 
+import copy
 import importlib.util
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,32 +19,45 @@ from typing import Any
 import numpy as np
 from lhotse import CutSet, MonoCut
 from lhotse.array import TemporalArray
+from lhotse.lazy import LazyManifestIterator, count_newlines_fast
 from lhotse.utils import LOG_EPSILON
 
 from valle.data.codec import CodecInfo
+from valle.data.readers import PLACEHOLDER, is_placed, shards_of, with_rows_read
+from valle.data.summary import Summary, read_summary
 
 # VALL-E called its validation set "dev".
-_FILE_NAMES = {
-    "train": ("cuts_train.jsonl.gz",),
-    "validation": ("cuts_validation.jsonl.gz", "cuts_dev.jsonl.gz"),
-    "test": ("cuts_test.jsonl.gz",),
+_NAMES = {
+    "train": ("cuts_train",),
+    "validation": ("cuts_validation", "cuts_dev"),
+    "test": ("cuts_test",),
 }
-SPLITS = tuple(_FILE_NAMES)
+SPLITS = tuple(_NAMES)
+MANIFEST_SUFFIX = ".jsonl.gz"
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
-    """The manifest of a split, under today's or VALL-E's name.
+    """The manifest of a split, under today's or VALL-E's name, or its folder of shards.
 
     Raises:
-      FileNotFoundError: Neither is there; the message says what is.
+      FileNotFoundError: None is there; the message says what is.
+      ValueError: There are both.
     """
     folder = Path(folder)
-    for name in _FILE_NAMES[split]:
-        if (folder / name).is_file():
-            return folder / name
+    for name in _NAMES[split]:
+        file, shards = folder / f"{name}{MANIFEST_SUFFIX}", folder / name
+        if file.is_file() and shards.is_dir():
+            raise ValueError(
+                f"{folder} holds both {file.name} and shards in {name}: which of them is meant? "
+                "Move one of them away"
+            )
+        for path in (file, shards):
+            if path.is_file() or path.is_dir():
+                return path
+    wanted = " or ".join(f"{name}{MANIFEST_SUFFIX}" for name in _NAMES[split])
     there = sorted(path.name for path in folder.glob("cuts_*")) if folder.is_dir() else []
     raise FileNotFoundError(
-        f"no {' or '.join(_FILE_NAMES[split])} in {folder} (found {', '.join(there) or 'none'}); "
+        f"no {wanted} in {folder} (found {', '.join(there) or 'none'}); "
         "make token manifests with egs/atepp/prepare.sh, or say where they are: --manifest-dir"
     )
 
@@ -54,27 +69,78 @@ def load_cuts(path: str | Path) -> CutSet:
     folder of tokens may be moved, and used from any working directory.
 
     Args:
-      path: A `.jsonl.gz` or `.jsonl` of cuts.
+      path: A `.jsonl.gz` or `.jsonl` of cuts, or a folder of shards.
 
     Returns:
       A lazy CutSet; each cut can `load_audio_features()` or, in the older layout,
       `load_features()`. `cut_codes` reads either.
 
     Raises:
-      FileNotFoundError: There is no such file.
+      FileNotFoundError: There is no such file or folder.
       ValueError: It holds no cuts.
     """
-    path = Path(os.path.abspath(path))  # it is opened again for each pass
-    if not path.is_file():
-        raise FileNotFoundError(f"no manifest at {path}")
-    cuts = CutSet.from_jsonl_lazy(path).map(_ResolvePaths(str(path.parent)))
-    if next(iter(cuts), None) is None:
+    manifest = TokenManifest(Path(os.path.abspath(path)))  # it is opened again for each pass
+    first = next(iter(manifest), None)
+    if first is None:
         raise ValueError(f"{path} holds no cuts: prepare the data again, or take another split")
-    return cuts
+    if manifest.path.is_dir() and not is_placed(first):
+        return CutSet.from_shar(in_dir=manifest.path)  # lhotse wrote it: codes come with the cuts
+    return CutSet(manifest)
 
 
-class _ResolvePaths:
-    """Points a cut's tokens at the folder of its manifest; a class, since workers pickle it."""
+class TokenManifest:
+    """The cuts of a manifest, read anew in each pass, that know where their tokens are now.
+
+    Args:
+      path: A file, or a folder of shards.
+
+    Raises:
+      FileNotFoundError: There is no such file or folder, or it holds no shards.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = shards_of(path) if path.is_dir() else [path]
+        if not self.files or not self.files[0].is_file():
+            raise FileNotFoundError(
+                f"no {'shards (cuts.000000.jsonl.gz, ...) in' if path.is_dir() else 'manifest at'} "
+                f"{path}"
+            )
+        self._keeps: Callable[[Any], bool] | None = None
+        self._resolve = ResolvePaths(str(self.files[0].parent))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.in_order(self.files)
+
+    def in_order(self, files: Iterable[Path]) -> Iterator[Any]:
+        """The cuts with the shards in another order."""
+        for file in files:
+            cuts = map(self._resolve, LazyManifestIterator(file))
+            yield from cuts if self._keeps is None else filter(self._keeps, cuts)
+
+    def __len__(self) -> int:
+        if self._keeps is not None:
+            raise TypeError("how many cuts a filter keeps is only known by reading them all")
+        summary = self.summary()
+        return summary.num_cuts if summary else sum(map(count_newlines_fast, self.files))
+
+    def filtered(self, keeps: Callable[[Any], bool]) -> "TokenManifest":
+        """The same without the cuts that are not wanted."""
+        other = copy.copy(self)
+        other._keeps = keeps
+        return other
+
+    def summary(self) -> Summary | None:
+        """What the whole manifest holds, without reading it; None where that is not known."""
+        return read_summary(self.path)
+
+
+class ResolvePaths:
+    """Points a cut's tokens at the folder of its manifest; a class, since workers pickle it.
+
+    Args:
+      folder: Of the manifest.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -82,10 +148,11 @@ class _ResolvePaths:
     def __call__(self, cut: Any) -> Any:
         tokens = (getattr(cut, "custom", None) or {}).get("audio_features")
         if isinstance(tokens, TemporalArray):
-            array = replace(
-                tokens.array, storage_path=_resolve(tokens.array.storage_path, self.folder)
-            )
-            return cut.with_custom("audio_features", replace(tokens, array=array))
+            array = tokens.array
+            if array.storage_type != PLACEHOLDER:
+                path = _resolve(array.storage_path, self.folder)
+                tokens = replace(tokens, array=replace(array, storage_path=path))
+            return cut.with_custom("audio_features", with_rows_read(tokens, self.folder))
         if getattr(cut, "has_features", False):
             features = cut.features
             storage_path = _resolve(features.storage_path, self.folder)
@@ -202,11 +269,16 @@ def codec_of(cuts: Iterable[Any]) -> CodecInfo | None:
         elif recorded != raw:
             _check_equal(expected, codec_of_cut(cut), cut.id)
     if expected is None:
-        logging.warning(
-            "the manifest does not record which codec made its tokens; it is accepted as it is, "
-            "only the number of quantizers and the range of the codes can be checked"
-        )
+        warn_of_missing_codec()
     return expected
+
+
+def warn_of_missing_codec() -> None:
+    """Say what can and what cannot be checked of tokens from elsewhere."""
+    logging.warning(
+        "the manifest does not record which codec made its tokens; it is accepted as it is, "
+        "only the number of quantizers and the range of the codes can be checked"
+    )
 
 
 def _check_equal(expected: CodecInfo | None, found: CodecInfo | None, cut_id: str) -> None:

@@ -1,6 +1,7 @@
 """Which cuts come together in a batch, and where an interrupted epoch goes on."""
 
 import logging
+import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -10,6 +11,8 @@ from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from lhotse.dataset.sampling.base import CutSampler
 from torch.utils.data import Sampler
 
+from valle.data.manifest import TokenManifest
+
 # What a batch depends on, besides the cuts and the epoch; lhotse would silently take these over
 # from a loaded state.
 _SETTINGS = ("seed", "world_size", "shuffle", "drop_last", "max_duration")
@@ -18,6 +21,8 @@ _BUCKETS = "num_buckets"
 
 # A bucket may leave a batch that is not full at an epoch's end; it should not be one of few.
 _BATCHES_OF_A_BUCKET = 4
+
+_FEWEST_DRAWN = 20  # of a rank, from which the length of an epoch is estimated
 
 
 def make_sampler(
@@ -36,7 +41,8 @@ def make_sampler(
     """A sampler of batches of about `max_duration` seconds, padding counted.
 
     Args:
-      cuts: What to draw from, lazy or not.
+      cuts: What to draw from, lazy or not. Shards of a manifest are shuffled as well, so that cuts
+        meet others than their neighbours on the disk.
       max_duration: Seconds: number of cuts times the longest of them. lhotse closes a batch when
         one more cut like its longest would be too much; a batch whose last cut is its longest may
         exceed the limit by that difference, which buckets keep small. A single longer cut makes a
@@ -62,9 +68,40 @@ def make_sampler(
     }
     num_batches = max(world_size, _BATCHES_OF_A_BUCKET)
     buckets = _affordable_buckets(cuts, num_buckets, num_batches * max_duration)
+    shuffled = ShuffledShards(cuts.data) if shuffle and _has_shards(cuts) else None
+    cuts = cuts if shuffled is None else CutSet(shuffled)
     if buckets < 2:
-        return DynamicCutSampler(cuts, shuffle_buffer_size=shuffle_buffer_size, **common)
-    return DynamicBucketingSampler(cuts, num_buckets=buckets, buffer_size=buffer_size, **common)
+        sampler = DynamicCutSampler(cuts, shuffle_buffer_size=shuffle_buffer_size, **common)
+    else:
+        sampler = DynamicBucketingSampler(
+            cuts, num_buckets=buckets, buffer_size=buffer_size, **common
+        )
+    if shuffled is not None:
+        shuffled.sampler = sampler
+    return sampler
+
+
+def _has_shards(cuts: CutSet) -> bool:
+    return isinstance(cuts.data, TokenManifest) and len(cuts.data.files) > 1
+
+
+class ShuffledShards:
+    """The cuts of a manifest with its shards in an order that seed and epoch alone decide.
+
+    Attributes:
+      manifest: With several shards.
+      sampler: Whose seed and epoch count; until there is one, the shards come as they lie there.
+    """
+
+    def __init__(self, manifest: TokenManifest) -> None:
+        self.manifest = manifest
+        self.sampler: CutSampler | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        files = list(self.manifest.files)
+        if self.sampler is not None:
+            random.Random(f"{self.sampler.seed} {self.sampler.epoch}").shuffle(files)
+        return self.manifest.in_order(files)
 
 
 def _affordable_buckets(cuts: Iterable[Any], wanted: int, bucket_sec: float) -> int:
@@ -83,6 +120,25 @@ def _affordable_buckets(cuts: Iterable[Any], wanted: int, bucket_sec: float) -> 
         f"{num_cuts} cuts of {total_sec:.0f} s in all fill {buckets} buckets, not {wanted}"
     )
     return buckets
+
+
+def batches_an_epoch(sampler: CutSampler, seconds: float, most_drawn: int = 2000) -> int:
+    """How many batches a rank gets in an epoch, without drawing them all where they are many.
+
+    Args:
+      sampler: Fresh; it is used up.
+      seconds: Of all its cuts.
+      most_drawn: Batches of all ranks together that are drawn.
+
+    Returns:
+      Their exact number in this epoch where so many suffice; else what follows from the seconds of
+      those drawn. That is a few too low, as an epoch ends with batches that are not full.
+    """
+    limit = max(_FEWEST_DRAWN, most_drawn // sampler.world_size)
+    drawn = [sum(cut.duration for cut in batch) for batch in islice(sampler, limit)]
+    if len(drawn) < limit:
+        return len(drawn)
+    return round(seconds * limit / (sum(drawn) * sampler.world_size))
 
 
 def consumed_state(sampler: CutSampler, num_consumed_batches: int) -> dict[str, Any]:

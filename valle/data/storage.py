@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lhotse import CutSet, MonoCut, Recording
+from lhotse import MonoCut, Recording
 from lhotse.array import Array, TemporalArray, seconds_to_frames
 from lhotse.audio import AudioSource
 
 from valle.data.codec_info import CodecInfo
+from valle.data.jsonl import write_jsonl
+from valle.data.summary import Summary, write_summary
 from valle.data.windows import plan_windows
 from valle.utils.files import written_whole
 
@@ -26,10 +28,20 @@ def write_codes(folder: Path, key: str, codes: np.ndarray) -> None:
       OSError: The file cannot be written; nothing is left of it.
       ValueError: Codes that do not fit into TOKEN_DTYPE.
     """
-    if codes.size and int(codes.max()) > np.iinfo(TOKEN_DTYPE).max:
-        raise ValueError(f"code {int(codes.max())} of {key} does not fit into {TOKEN_DTYPE}")
+    stored = as_stored(codes, key)
     with written_whole(folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, codes.astype(TOKEN_DTYPE), allow_pickle=False)
+        np.save(file, stored, allow_pickle=False)
+
+
+def as_stored(codes: np.ndarray, name: str) -> np.ndarray:
+    """Codes (T, Q) in TOKEN_DTYPE.
+
+    Raises:
+      ValueError: They do not fit; the message has the name.
+    """
+    if codes.size and int(codes.max()) > np.iinfo(TOKEN_DTYPE).max:
+        raise ValueError(f"code {int(codes.max())} of {name} does not fit into {TOKEN_DTYPE}")
+    return codes.astype(TOKEN_DTYPE)
 
 
 def make_recording(
@@ -99,14 +111,14 @@ def cut_windows(cut: Any, codec: CodecInfo, window: int, minimum: int) -> Iterat
 
 
 def write_cuts(path: Path, cuts: Iterable[Any]) -> int:
-    """Write a manifest, whole or not at all.
+    """Write a manifest, whole or not at all, and its summary beside it.
+
+    The same cuts make the same bytes.
 
     Returns:
       How many cuts it holds.
     """
-    count = 0
-    with written_whole(path) as temporary, CutSet.open_writer(temporary, overwrite=True) as writer:
-        for cut in cuts:
-            writer.write(cut)
-            count += 1
+    summary = Summary()
+    count = write_jsonl(path, (cut.to_dict() for cut in summary.counted(cuts)))
+    write_summary(path, summary)
     return count

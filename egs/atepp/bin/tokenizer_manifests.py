@@ -2,19 +2,44 @@
 
 import argparse
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lhotse.utils import fastcopy
 
 from valle.data.codec_info import CodecInfo
-from valle.data.manifest import SPLITS
+from valle.data.manifest import MANIFEST_SUFFIX, SPLITS, ResolvePaths
+from valle.data.shar import SHARD_SIZE, write_shards
 from valle.data.sources import Source
 from valle.data.storage import cut_windows, make_recording, whole_cut, write_cuts
 from valle.data.windows import plan_windows
 
 TOKEN_FOLDER = "tokens"  # beside the manifests
+
+
+def add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that `write_manifests` reads, beside those of windows."""
+    add = parser.add_argument_group(
+        "storage", "how the tokens of the splits are stored; training finds out which it is"
+    ).add_argument
+    add(
+        "--format",
+        choices=("numpy", "shar"),
+        default="numpy",
+        help="numpy: manifests that point to one file of tokens a recording; shar: lhotse's Shar, "
+        "many cuts in one file, for network storage and many nodes",
+    )
+    add("--shard-size", type=_whole, default=SHARD_SIZE, help="cuts in a file, with --format shar")
+
+
+def _whole(text: str) -> int:
+    """For argparse, so that a wrong size shows before hours of work."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
 
 
 def write_manifests(
@@ -35,6 +60,10 @@ def write_manifests(
 
     Returns:
       Cuts written, by split.
+
+    Raises:
+      OSError: Something cannot be written.
+      ValueError: Windows or shards of a size that cannot be.
     """
     counts: Counter[str] = Counter()
     window, minimum = window_frames(args, codec)
@@ -46,12 +75,30 @@ def write_manifests(
             for whole in token_cuts(source, entries[source.id], codec)
             for excerpt in cut_windows(whole, codec, window, minimum)
         )
-        path = args.output_dir / f"cuts_{split}.jsonl.gz"
-        counts[split] = write_cuts(path, cuts)
+        counts[split] = write_split(args, split, cuts)
         if counts[split] == 0:
-            path.unlink()
-            logging.warning(f"no recording is in the split {split}: {path.name} is not written")
+            logging.warning(f"no recording is in the split {split}: it gets no manifest")
     return counts
+
+
+def write_split(args: argparse.Namespace, split: str, cuts: Iterable[Any]) -> int:
+    """Write a split in the format asked for, and delete what it had in the other.
+
+    Returns:
+      How many cuts it has; without any, nothing stays.
+    """
+    shards: Path = args.output_dir / f"cuts_{split}"
+    manifest = shards.with_name(shards.name + MANIFEST_SUFFIX)
+    as_shards = args.format == "shar"
+    if as_shards:
+        readable = map(ResolvePaths(str(args.output_dir)), cuts)
+        count = write_shards(shards, readable, args.shard_size)
+    else:
+        count = write_cuts(manifest, cuts)
+        shutil.rmtree(shards, ignore_errors=True)
+    if as_shards or count == 0:
+        manifest.unlink(missing_ok=True)
+    return count
 
 
 def window_frames(args: argparse.Namespace, codec: CodecInfo) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from training_start import Start, find_start, keep_best_of_other_stage, load_start_weights
 
 from valle.data import Codec, CodecInfo, Survey, TokenDataModule
+from valle.data.sampler import batches_an_epoch
 from valle.models import AudioLM, AudioLMConfig, TrainStage, get_model
 from valle.modules.compiling import compile_layers
 from valle.modules.optim import make_optimizer
@@ -138,6 +139,9 @@ def build_run(
     def fresh_loader() -> DataLoader:
         return data.train_dataloader(train.cuts, params.seed, params.world_size, rank)
 
+    def count_batches() -> int:
+        return batches_an_epoch(fresh_loader().sampler, train.seconds)
+
     optimizer = make_optimizer(
         params.optimizer_name, model.half_parameters(stage), base_lr=params.base_lr
     )
@@ -148,7 +152,7 @@ def build_run(
         model=model,
         wrapped=wrapped,
         optimizer=optimizer,
-        scheduler=build_scheduler(params, optimizer, lambda: fresh_loader().sampler),
+        scheduler=build_scheduler(params, optimizer, count_batches),
         scaler=torch.amp.GradScaler(device.type, enabled=params.dtype == "float16"),
         train_dl=fresh_loader(),
         valid_dl=data.valid_dataloader(valid.cuts, params.world_size, rank),
@@ -260,12 +264,12 @@ def distribute(model: AudioLM, params: AttributeDict, device: torch.device) -> n
 
 
 def build_scheduler(
-    params: AttributeDict, optimizer: torch.optim.Optimizer, fresh_sampler: Callable[[], Iterable]
+    params: AttributeDict, optimizer: torch.optim.Optimizer, count_batches: Callable[[], int]
 ) -> Scheduler:
     name = params.scheduler_name or ("Cosine" if params.optimizer_name == "AdamW" else "Eden")
     total_steps = None
     if name == "Cosine":
-        steps = math.ceil(sum(1 for _ in fresh_sampler()) / params.accumulate_grad_steps)
+        steps = math.ceil(count_batches() / params.accumulate_grad_steps)
         total_steps = steps * (params.num_epochs - params.first_epoch + 1)
         logging.info(f"Cosine over {total_steps} steps, about {steps} an epoch")
     return make_scheduler(name, optimizer, params.warmup_steps, total_steps)
