@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Recordings -> codec tokens -> checked token manifests.
+# Recordings -> codec tokens -> checked token manifests -> a page that shows what they hold.
 #
 # What you bring (the audio of ATEPP is not distributed, see README.md):
 #
@@ -13,19 +13,27 @@
 #   data/tokenized/
 #   ├── cuts_train.jsonl.gz  cuts_validation.jsonl.gz  cuts_test.jsonl.gz
 #   ├── tokens/<recording>.npy
-#   └── tokenizer.json  work.jsonl  .tokenize.done  .validate.done
+#   ├── statistics.html                 hours, durations, use of the codes, levels
+#   └── tokenizer.json  recordings.jsonl  .tokenize.done  .validate.done  .statistics.done
 #
-# Run it from the repository root: egs/atepp/prepare.sh [--stage 0] [--stop-stage 2] [--src-dir ...]
+# Run it from the repository root: egs/atepp/prepare.sh [--stage 0] [--stop-stage 3] [--audio-dir ...]
+# Other corpora have scripts that call this one with their own names: egs/maestro/prepare.sh.
 set -eou pipefail
 
 stage=0
-stop_stage=2
+stop_stage=3
+corpus=atepp            # egs/<corpus>/README.md says what to download
 dl_dir=download
-src_dir=                # recordings; default: $dl_dir/recordings
-split_csv=auto          # auto: $dl_dir/ATEPP-1.2-clean.csv if it is there; none: draw the splits
+audio_dir=              # recordings; default: $dl_dir/$audio_name
+src_dir=                # the same, under its older name
+audio_name=recordings
+table_name=ATEPP-1.2-clean.csv
+split_csv=auto          # auto: $dl_dir/$table_name if it is there; none: no table
 csv_file_column=midi_path
-csv_split_column=split
-valid_fraction=0.1      # of the recordings, where no table says
+csv_split_column=split  # none: draw the splits, the table names the pieces only
+csv_group_column=auto   # auto: composition_id if the table has it; none: pieces are not looked at
+split_by=recording      # composition: no piece is in two splits
+valid_fraction=0.1      # where splits are drawn
 test_fraction=0.1
 seed=42
 output_dir=data/tokenized
@@ -35,43 +43,78 @@ min_window=5
 min_duration=1
 device=auto
 num_workers=2
+num_processes=1         # several: torchrun shares the recordings among them, a GPU each
+# those below are the tokenizer's, and left to it where they are empty: bin/tokenizer.py --help
+num_quantizers=
+format=
+shard_size=
+silence_db=
+trim_silence=
+max_silence=
+max_clipped=
 python=${PYTHON:-python3}
 
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$_here/shared/parse_options.sh"
 . "$_here/shared/log.sh"
 
-src_dir=${src_dir:-$dl_dir/recordings}
+if [ -n "$audio_dir" ] && [ -n "$src_dir" ] && [ "$audio_dir" != "$src_dir" ]; then
+  log "--audio-dir $audio_dir and --src-dir $src_dir name two folders: give one of them"
+  exit 2
+fi
+audio_dir=${audio_dir:-${src_dir:-$dl_dir/$audio_name}}
 if [ "$split_csv" = auto ]; then
   split_csv=none
-  if [ -f "$dl_dir/ATEPP-1.2-clean.csv" ]; then split_csv=$dl_dir/ATEPP-1.2-clean.csv; fi
+  if [ -f "$dl_dir/$table_name" ]; then split_csv=$dl_dir/$table_name; fi
 fi
+
+# The table's flags: those that name the pieces, and with them those that decide the splits.
+pieces=()
+splits=()
+if [ "$split_csv" != none ]; then
+  if [ "$csv_group_column" = auto ]; then
+    csv_group_column=none
+    if [ -f "$split_csv" ] && head -n 1 "$split_csv" | grep -q composition_id; then
+      csv_group_column=composition_id
+    fi
+  fi
+  pieces=(--split-csv "$split_csv" --csv-file-column "$csv_file_column")
+  if [ "$csv_group_column" != none ]; then pieces+=(--csv-group-column "$csv_group_column"); fi
+  splits=("${pieces[@]}" --csv-split-column "$csv_split_column")
+fi
+splits+=(--split-by "$split_by" --valid-fraction "$valid_fraction"
+  --test-fraction "$test_fraction" --seed "$seed")
+
+optional=()
+for name in num_quantizers format shard_size silence_db trim_silence max_silence max_clipped; do
+  if [ -n "${!name}" ]; then optional+=("--${name//_/-}" "${!name}"); fi
+done
 
 # A stage is done when its marker holds the settings of this run, and no input is newer.
 is_done() {
-  local inputs=("$src_dir")
+  local inputs=("$audio_dir")
   if [ "$split_csv" != none ]; then inputs+=("$split_csv"); fi
   [ -f "$1" ] && [ "$(cat "$1")" = "$settings" ] &&
     [ -z "$(find "${inputs[@]}" -type f -cnewer "$1" -print -quit)" ]
 }
-settings="$src_dir $split_csv $csv_file_column $csv_split_column $valid_fraction $test_fraction \
-$seed $codec $window $min_window $min_duration $( (find "$src_dir" -type f 2> /dev/null || true) | wc -l)"
+settings="$audio_dir ${splits[*]} $codec $window $min_window $min_duration ${optional[*]-} \
+$( (find "$audio_dir" -type f 2> /dev/null || true) | wc -l)"
 
 # The valle of this clone is used even where the package is not installed.
 export PYTHONPATH="$_here/../..${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
-  log "Stage 0: look for recordings in $src_dir"
-  if [ ! -d "$src_dir" ]; then
-    log "There is no folder $src_dir. Put your recordings there (see the head of $0), or say where"
-    log "they are: --src-dir. To try the recipe without any: egs/minipiano/run.sh"
+  log "Stage 0: look for recordings in $audio_dir"
+  if [ ! -d "$audio_dir" ]; then
+    log "There is no folder $audio_dir. egs/$corpus/README.md says what to download and where it"
+    log "goes; recordings elsewhere: --audio-dir. To try the recipe without any: egs/minipiano/run.sh"
     exit 1
   fi
-  num_files=$(find "$src_dir" -type f \( -iname '*.wav' -o -iname '*.flac' -o -iname '*.ogg' \
+  num_files=$(find "$audio_dir" -type f \( -iname '*.wav' -o -iname '*.flac' -o -iname '*.ogg' \
     -o -iname '*.mp3' \) | wc -l | tr -d ' ')
-  log "$num_files recordings; splits: $split_csv"
+  log "$num_files recordings; table of splits: $split_csv"
   if [ "$num_files" -eq 0 ]; then
-    log "No wav, flac, ogg or mp3 file below $src_dir"
+    log "No wav, flac, ogg or mp3 file below $audio_dir"
     exit 1
   fi
 fi
@@ -81,16 +124,14 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   if is_done "$output_dir/.tokenize.done"; then
     log "done before (remove $output_dir/.tokenize.done to do it again)"
   else
-    table=()
-    if [ "$split_csv" != none ]; then
-      table=(--split-csv "$split_csv" --csv-file-column "$csv_file_column"
-        --csv-split-column "$csv_split_column")
+    launcher=("$python")
+    if [ "$num_processes" -gt 1 ]; then
+      launcher=("$python" -m torch.distributed.run --nproc-per-node "$num_processes")
     fi
-    "$python" "$_here/bin/tokenizer.py" --src-dir "$src_dir" --output-dir "$output_dir" \
+    "${launcher[@]}" "$_here/bin/tokenizer.py" --src-dir "$audio_dir" --output-dir "$output_dir" \
       --codec "$codec" --window "$window" --min-window "$min_window" \
-      --min-duration "$min_duration" --valid-fraction "$valid_fraction" \
-      --test-fraction "$test_fraction" --seed "$seed" --device "$device" \
-      --num-workers "$num_workers" ${table[@]+"${table[@]}"}
+      --min-duration "$min_duration" --device "$device" --num-workers "$num_workers" \
+      "${splits[@]}" ${optional[@]+"${optional[@]}"}
     echo "$settings" > "$output_dir/.tokenize.done"
   fi
 fi
@@ -101,7 +142,20 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
     [ ! "$output_dir/.tokenize.done" -nt "$output_dir/.validate.done" ]; then
     log "done before (remove $output_dir/.validate.done to do it again)"
   else
-    "$python" "$_here/local/validate_manifests.py" --manifest-dir "$output_dir"
+    "$python" "$_here/local/validate_manifests.py" --manifest-dir "$output_dir" \
+      ${pieces[@]+"${pieces[@]}"}
     echo "$settings" > "$output_dir/.validate.done"
+  fi
+fi
+
+if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
+  log "Stage 3: what is in $output_dir"
+  if is_done "$output_dir/.statistics.done" && [ -f "$output_dir/statistics.html" ] &&
+    [ ! "$output_dir/.tokenize.done" -nt "$output_dir/.statistics.done" ]; then
+    log "done before: $output_dir/statistics.html"
+  else
+    "$python" "$_here/local/statistics_page.py" --manifest-dir "$output_dir" \
+      ${pieces[@]+"${pieces[@]}"}
+    echo "$settings" > "$output_dir/.statistics.done"
   fi
 fi

@@ -6,6 +6,7 @@ set -eou pipefail
 
 stage=0
 stop_stage=3
+prepare=egs/atepp/prepare.sh
 joint=true              # true: both halves together (stage 1); false: AR (1), then NAR (2)
 exp_dir=exp/audio-lm
 manifest_dir=data/tokenized
@@ -33,7 +34,7 @@ train() {
 
 if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
   log "Stage 0: recordings to tokens"
-  PYTHON=python bash egs/atepp/prepare.sh --dl-dir "$dl_dir" --output-dir "$manifest_dir" \
+  PYTHON=python bash "$prepare" --dl-dir "$dl_dir" --output-dir "$manifest_dir" \
     --codec "$codec"
 fi
 
@@ -54,10 +55,12 @@ fi
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   if [ -z "$prompts" ]; then
-    prompts=$(python - "$manifest_dir/cuts_test.jsonl.gz" "$num_prompts" << 'PYTHON'
+    prompts=$(python - "$manifest_dir" "$num_prompts" << 'PYTHON'
 import sys
 from valle.data import load_cuts
-files = (cut.recording.sources[0].source for cut in load_cuts(sys.argv[1]))
+from valle.data.manifest import manifest_path
+cuts = load_cuts(manifest_path(sys.argv[1], "test"))
+files = (cut.recording.sources[0].source for cut in cuts)
 print(*list(dict.fromkeys(files))[: int(sys.argv[2])])
 PYTHON
     )

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valle.data.splits import split_by_csv, split_by_hash
+from valle.data.split_table import Row, piece_of_its_own
+from valle.data.splits import (
+    ORDER,
+    describe_shared,
+    draw_pieces,
+    pieces_together,
+    shared_pieces,
+    split_by_csv,
+    split_by_hash,
+)
 
 ATEPP_LIKE = """artist,midi_path,split
 A,Bach/Partita_1/00001.mid,train
@@ -80,3 +89,45 @@ def test_tables_that_do_not_fit(table):
         split_by_csv(paths, table, "midi_path", "split")
     with pytest.raises(FileNotFoundError):
         split_by_csv(paths, table.with_name("no.csv"), "midi_path", "split")
+
+
+PIECES = st.dictionaries(st.text("abc", min_size=1), st.sampled_from("PQRSTUVW"), max_size=40)
+
+
+@given(PIECES, st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 9))
+def test_drawn_pieces_stay_whole_and_no_recording_is_lost(pieces, valid, test, seed):
+    splits = draw_pieces(pieces, valid, test, seed)
+    assert splits.keys() == pieces.keys()
+    assert shared_pieces(splits, pieces) == {}
+    # the number of pieces is what the fractions are of
+    drawn = {piece: splits[id_] for id_, piece in pieces.items()}
+    assert drawn == split_by_hash(set(pieces.values()), valid, test, seed)
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("PQRST"), st.sampled_from(ORDER)), max_size=30)
+
+
+@given(ROWS)
+def test_a_piece_goes_where_most_of_its_rows_are(drawn):
+    rows = [Row((str(i),), split, piece) for i, (piece, split) in enumerate(drawn)]
+    homes = pieces_together(rows)
+    assert homes.keys() == {piece for piece, _ in drawn}
+    for piece, home in homes.items():
+        counts = [sum(row == (piece, split) for row in drawn) for split in ORDER]
+        assert counts[ORDER.index(home)] == max(counts)
+        assert ORDER.index(home) == counts.index(max(counts))  # of several, the first
+
+
+def test_rows_without_a_piece_or_a_split_have_no_say():
+    rows = [Row(("1",), "test", None), Row(("2",), None, "waltz"), Row(("3",), "test", "fugue")]
+    assert pieces_together(rows) == {"fugue": "test"}
+
+
+def test_shared_pieces_are_counted_by_the_splits_that_share_them():
+    splits = {"a": "train", "b": "test", "c": "validation", "d": "train", "e": "test", "f": "train"}
+    pieces = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z", "f": "x", "left out": "z"}
+    pieces["own"] = piece_of_its_own("own")
+    shared = shared_pieces(splits, pieces)
+    assert shared == {("train", "validation"): ["y"], ("train", "test"): ["x"]}
+    assert describe_shared(shared, 3) == "2 of 3 (train+validation 1, train+test 1)"
+    assert describe_shared({}, 3) == "0 of 3"

@@ -1,19 +1,18 @@
-"""Recordings -> train, validation, test. Whole recordings: an excerpt never leaves its siblings."""
+"""Recordings -> train, validation, test. Whole recordings: an excerpt never leaves its siblings.
 
-import csv
+Two recordings of one piece may still be in two splits: a model is then tested on music that it was
+trained on, played by others. `shared_pieces` counts them; `draw_pieces` and `pieces_together` give
+splits where no piece is in two of them.
+"""
+
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+from valle.data.split_table import Row, match_rows, read_table
+
+ORDER = ("train", "validation", "test")
 
 
 def split_by_hash(
@@ -63,10 +62,6 @@ def split_by_csv(
 ) -> dict[str, str]:
     """Read the split of each recording from a table.
 
-    A row belongs to the recording whose path has the same file name, extension aside; among
-    several such rows, to the one with which it shares most folders, counted from the file up. So
-    `Composer/Piece/00042.mid` in ATEPP's table names `recordings/Composer/Piece/00042.flac`.
-
     Args:
       paths: Path of each recording, by id.
       csv_file: The table, with a header line.
@@ -81,74 +76,71 @@ def split_by_csv(
       ValueError: A column is missing, a split has another name, a recording matches two splits, or
         nothing matches.
     """
-    rows = _rows_by_stem(csv_file, file_column, split_column)
-    splits = {}
-    for id_, path in paths.items():
-        parts = _parts(path)
-        found = _best_rows(parts, rows.get(parts[0], []))
-        if len(found) > 1:
-            raise ValueError(
-                f"{path} matches rows of {csv_file} in different splits ({', '.join(found)}): "
-                "give its folders as in the table, or make the file names unique"
-            )
-        if found:
-            splits[id_] = found[0]
-    if not splits:
-        raise ValueError(
-            f"no recording matches a row of {csv_file}: it names files like "
-            f"{next(iter(rows), 'none')!r}, the recordings are like "
-            f"{next(iter(paths.values()), 'none')!r}; is --csv-file-column {file_column} right?"
-        )
-    return splits
+    rows = read_table(csv_file, file_column, split_column)
+    return {
+        id_: str(row.split) for id_, row in match_rows(paths, rows, csv_file, file_column).items()
+    }
 
 
-def _rows_by_stem(
-    csv_file: str | Path, file_column: str, split_column: str
-) -> dict[str, list[tuple[Sequence[str], str]]]:
-    rows: dict[str, list[tuple[Sequence[str], str]]] = {}
-    with open(csv_file, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        missing = {file_column, split_column} - set(columns)
-        if missing:
-            raise ValueError(
-                f"{csv_file} has no column {' or '.join(sorted(missing))}, it has "
-                f"{', '.join(columns)}: set --csv-file-column and --csv-split-column"
-            )
-        for row in reader:
-            if not row[file_column]:
-                continue
-            parts = _parts(row[file_column])
-            rows.setdefault(parts[0], []).append((parts, _split_name(row[split_column], csv_file)))
-    return rows
+def draw_pieces(
+    pieces: Mapping[str, str], valid_fraction: float, test_fraction: float, seed: int
+) -> dict[str, str]:
+    """Draw splits of whole pieces, as `split_by_hash` draws them of recordings.
+
+    Args:
+      pieces: The piece of each recording id.
+      valid_fraction: Share for validation, of the number of pieces.
+      test_fraction: Share for the test.
+      seed: Another seed, another draw.
+
+    Returns:
+      The split of each id.
+
+    Raises:
+      ValueError: Shares that are negative or leave nothing to train on.
+    """
+    drawn = split_by_hash(pieces.values(), valid_fraction, test_fraction, seed)
+    return {id_: drawn[piece] for id_, piece in pieces.items()}
 
 
-def _split_name(name: str | None, csv_file: str | Path) -> str:
-    known = _SPLIT_NAMES.get((name or "").strip().lower())
-    if known is None:
-        raise ValueError(
-            f"{csv_file} names a split {name!r}, expected one of {', '.join(_SPLIT_NAMES)}"
-        )
-    return known
+def pieces_together(rows: Iterable[Row]) -> dict[str, str]:
+    """The split of each piece: the one where most of its rows are; of several, the first of ORDER.
+
+    It asks the table, not which recordings are there, so that no piece moves when a recording is
+    added, or turns out to be damaged.
+    """
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        if row.piece is not None and row.split is not None:
+            votes[row.piece][row.split] += 1
+    return {piece: max(ORDER, key=count.__getitem__) for piece, count in votes.items()}
 
 
-def _parts(path: str) -> list[str]:
-    """From the file up: stem, folder, folder above, ..."""
-    pure = PurePosixPath(path.strip().replace("\\", "/"))
-    return [pure.stem, *reversed(pure.parent.parts)]
+def shared_pieces(
+    splits: Mapping[str, str], pieces: Mapping[str, str]
+) -> dict[tuple[str, ...], list[str]]:
+    """The pieces that are in several splits.
+
+    Args:
+      splits: The split of each recording id.
+      pieces: The piece of each; ids without a split are passed over.
+
+    Returns:
+      Sorted pieces by the splits that share them, for instance ("train", "test").
+    """
+    places: dict[str, set[str]] = defaultdict(set)
+    for id_, piece in pieces.items():
+        if id_ in splits:
+            places[piece].add(splits[id_])
+    shared: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for piece in sorted(places):
+        if len(places[piece]) > 1:
+            shared[tuple(sorted(places[piece], key=ORDER.index))].append(piece)
+    return dict(sorted(shared.items(), key=lambda item: [ORDER.index(name) for name in item[0]]))
 
 
-def _best_rows(parts: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> list[str]:
-    """The splits of the rows that share most trailing parts with a path."""
-    best: set[str] = set()
-    most = 0
-    for row_parts, split in rows:
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(parts, row_parts, strict=False)) if a != b),
-            min(len(parts), len(row_parts)),
-        )
-        if shared > most:
-            most, best = shared, set()
-        if shared == most:
-            best.add(split)
-    return sorted(best)
+def describe_shared(shared: Mapping[tuple[str, ...], list[str]], num_pieces: int) -> str:
+    """One line: "3 of 120 (train+validation 1, train+test 2)"."""
+    total = sum(map(len, shared.values()))
+    where = ", ".join(f"{'+'.join(names)} {len(found)}" for names, found in shared.items())
+    return f"{total} of {num_pieces}" + (f" ({where})" if where else "")

@@ -1,200 +1,149 @@
 #!/usr/bin/env python3
-"""Check token manifests and print what is in them; exit status 1 if something is wrong.
+"""Check token manifests and print what is in them; exit status 1 if training must not start.
 
-Checked: every cut carries tokens of one codec, its frames fit its duration, all codes are in
-range, ids are unique, and no recording is in two splits.
+Checked: every manifest and every array can be read; every cut carries tokens of one codec, its
+frames fit its duration, its file has the shape and kind of number that it says, all codes are in
+range, ids are unique, no recording is in two splits, and training and validation have cuts.
 
-Letters: T frames, Q quantizers, K codebook size.
+What is odd and stops nothing is printed as a warning, and leaves the exit status 0: no test split,
+a quantizer whose codes hardly vary, pieces that several splits share (with --split-csv and
+--csv-group-column).
+
+    python3 egs/atepp/local/validate_manifests.py --manifest-dir data/tokenized
 """
 
 import argparse
-import logging
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from lhotse.array import seconds_to_frames
-from tqdm import tqdm
+from manifest_report import SplitReport, read_folder, shared_between
+from manifest_tables import as_text, perplexity, quantizer_table, split_table
 
-from valle.data.codec_info import CodecInfo
-from valle.data.collation import check_codes
-from valle.data.manifest import (
-    SPLITS,
-    codec_of,
-    cut_codes,
-    frame_shift_of,
-    load_cuts,
-    manifest_path,
-)
+from valle.data.manifest import SPLITS
+from valle.data.split_table import add_table_arguments
+from valle.data.splits import describe_shared
 
-
-@dataclass
-class SplitReport:
-    """What was found in one split.
-
-    Attributes:
-      num_cuts: Cuts.
-      seconds: Sum of their durations.
-      recordings: Ids of their recordings.
-      counts: (Q, K) how often each code occurs; grows with the codes met.
-      problems: Sentences, each naming a cut.
-    """
-
-    num_cuts: int = 0
-    seconds: float = 0.0
-    recordings: set[str] = field(default_factory=set)
-    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
-    problems: list[str] = field(default_factory=list)
+NEEDED = ("train", "validation")  # the trainer opens both
+FEW_CODES = 2.0  # a perplexity below this: less than a bit a frame is told
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--manifest-dir", type=Path, default=Path("data/tokenized"))
     parser.add_argument("--max-problems", type=int, default=10, help="how many to print")
+    add_table_arguments(parser)
     args = parser.parse_args()
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
         reports, problems = validate(args.manifest_dir)
+        warnings = warnings_of(reports, args)
     except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print_tables(reports)
+    problems += what_training_lacks(reports)
+    print(as_text(split_table(reports)), as_text(quantizer_table(reports)), sep="\n\n")
+    for warning in warnings:
+        print(f"WARNING {warning}")
     for problem in problems[: args.max_problems]:
         print(f"PROBLEM {problem}")
     if problems:
-        sys.exit(f"{len(problems)} problems in {args.manifest_dir}")
-    print("no problems found")
+        # problems that are not kept are counted, too
+        number = len(problems) + sum(r.num_problems - len(r.problems) for r in reports.values())
+        sys.exit(f"training must not start: {number} problems in {args.manifest_dir}")
+    print(f"training may start: no problems found in {args.manifest_dir}")
 
 
 def validate(folder: Path) -> tuple[dict[str, SplitReport], list[str]]:
     """Read all splits of a folder.
 
     Returns:
-      A report for each split that is there, and all problems.
+      A report for each split that is there, and what is wrong in them.
 
     Raises:
       FileNotFoundError: There is no training manifest.
-      ValueError: A manifest without cuts, or of two codecs.
+      ImportError: The tokens are in HDF5 and h5py is not installed.
     """
-    paths = {"train": manifest_path(folder, "train")}
-    for split in SPLITS[1:]:
-        try:
-            paths[split] = manifest_path(folder, split)
-        except FileNotFoundError:
-            logging.warning(f"no {split} manifest in {folder}")
-    codecs = {split: codec_of(load_cuts(path)) for split, path in paths.items()}
-    reports = {split: read_split(paths[split], codecs[split]) for split in paths}
+    reports = read_folder(folder)
     problems = [problem for report in reports.values() for problem in report.problems]
-    return reports, problems + shared_recordings(reports) + mixed_codecs(codecs)
+    return reports, problems + shared_recordings(reports) + mixed_codecs(reports)
 
 
-def read_split(path: Path, codec: CodecInfo | None) -> SplitReport:
-    """Read all tokens of a manifest."""
-    report = SplitReport()
-    ids: Counter[str] = Counter()
-    for cut in tqdm(load_cuts(path), desc=path.name, unit="cut", disable=None):
-        ids[cut.id] += 1
-        report.num_cuts += 1
-        report.seconds += cut.duration
-        if cut.has_recording:
-            report.recordings.add(cut.recording.id)
-        try:
-            codes = cut_codes(cut)
-            check_cut(cut, codes, codec)
-        except (ValueError, OSError) as error:
-            report.problems.append(str(error))
-        else:
-            report.counts = add_counts(report.counts, codes)
-    report.problems += [f"cut id {id_} occurs {n} times" for id_, n in ids.items() if n > 1]
-    return report
-
-
-def check_cut(cut: Any, codes: np.ndarray, codec: CodecInfo | None) -> None:
-    """Compare a cut's tokens with what cut and codec say of them.
-
-    Raises:
-      ValueError: They disagree.
-    """
-    num_quantizers = codec.num_quantizers if codec else None
-    check_codes(codes, f"cut {cut.id}", num_quantizers, codec.codebook_size if codec else None)
-    shift = frame_shift_of(cut)
-    if codec and shift and abs(shift * codec.frame_rate - 1) > 1e-6:
-        raise ValueError(
-            f"cut {cut.id} has a frame every {shift} s, its codec one every {1 / codec.frame_rate}"
-        )
-    expected = seconds_to_frames(cut.duration, frame_shift=shift) if shift else len(codes)
-    if len(codes) != expected:
-        raise ValueError(
-            f"cut {cut.id} lasts {cut.duration} s, {expected} frames, but has {len(codes)}"
-        )
-
-
-def add_counts(counts: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Counts (Q, K) with those of codes (T, Q) added; K grows as needed."""
-    Q = codes.shape[1]
-    K = max(int(codes.max()) + 1, counts.shape[1])
-    grown = np.zeros((max(Q, counts.shape[0]), K), dtype=np.int64)
-    grown[: counts.shape[0], : counts.shape[1]] = counts
-    for quantizer in range(Q):
-        grown[quantizer] += np.bincount(codes[:, quantizer], minlength=K)
-    return grown
-
-
-def shared_recordings(reports: dict[str, SplitReport]) -> list[str]:
+def shared_recordings(reports: Mapping[str, SplitReport]) -> list[str]:
     """Recordings that are in two splits: what is learned from one would be tested on the other."""
     names = list(reports)
     return [
         f"recording {id_} is in {first} and in {second}"
         for index, first in enumerate(names)
         for second in names[index + 1 :]
-        for id_ in sorted(reports[first].recordings & reports[second].recordings)
+        for id_ in sorted(reports[first].recordings.keys() & reports[second].recordings.keys())
     ]
 
 
-def mixed_codecs(codecs: dict[str, CodecInfo | None]) -> list[str]:
+def mixed_codecs(reports: Mapping[str, SplitReport]) -> list[str]:
     """Splits whose tokens come from another codec than those of the first."""
-    expected = codecs["train"]
     problems = []
-    for split, codec in codecs.items():
-        if (codec is None) != (expected is None):
-            problems.append(f"only one of train and {split} records its codec")
-        elif codec is not None and expected is not None:
+    filled = {split: report for split, report in reports.items() if report.num_cuts}
+    first = next(iter(filled.values()), SplitReport())
+    for split, report in filled.items():
+        if (report.codec is None) != (first.codec is None):
+            problems.append(f"only one of {next(iter(filled))} and {split} records its codec")
+        elif report.codec is not None and first.codec is not None:
             try:
-                expected.check_same(codec, where=split)
+                first.codec.check_same(report.codec, where=split)
             except ValueError as error:
                 problems.append(str(error))
+        elif len(report.counts) and len(first.counts) != len(report.counts):
+            problems.append(
+                f"{split} has {len(report.counts)} quantizers, {next(iter(filled))} has "
+                f"{len(first.counts)}: tokenise both with one codec"
+            )
     return problems
 
 
-def perplexity(counts: np.ndarray) -> float:
-    """How many equally frequent codes would be as hard to guess."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+def what_training_lacks(reports: Mapping[str, SplitReport]) -> list[str]:
+    """Splits without which the trainer stops at its start."""
+    return [
+        f"no cuts for {split}: bring more recordings, or give that split a larger share "
+        "(--valid-fraction), and prepare again"
+        for split in NEEDED
+        if split not in reports or not reports[split].num_cuts
+    ]
 
 
-def print_tables(reports: dict[str, SplitReport]) -> None:
-    """One line for each split, then one for each of its quantizers (counted from 1)."""
-    print(f"{'split':<12}{'cuts':>9}{'hours':>10}{'recordings':>12}{'seconds/cut':>13}")
+def warnings_of(reports: Mapping[str, SplitReport], args: argparse.Namespace) -> list[str]:
+    """What is odd and does not stop a training.
+
+    Raises:
+      FileNotFoundError, ValueError: `--split-csv` cannot be read or does not fit.
+    """
+    warnings = [
+        f"no cuts for {split}"
+        for split in SPLITS
+        if split not in NEEDED and (split not in reports or not reports[split].num_cuts)
+    ]
     for split, report in reports.items():
-        mean_sec = report.seconds / max(report.num_cuts, 1)
-        print(
-            f"{split:<12}{report.num_cuts:>9}{report.seconds / 3600:>10.3f}"
-            f"{len(report.recordings):>12}{mean_sec:>13.2f}"
-        )
-    print(
-        f"\n{'split':<12}{'quantizer':>9}{'frames':>10}{'codes':>12}{'used':>8}{'perplexity':>12}"
-    )
-    for split, report in reports.items():
-        for index, counts in enumerate(report.counts):
-            used = np.flatnonzero(counts)
-            reach = f"{used[0]}-{used[-1]}" if used.size else "-"
-            print(
-                f"{split:<12}{index + 1:>9}{counts.sum():>10}{reach:>12}{used.size:>8}"
-                f"{perplexity(counts):>12.1f}"
+        warnings += report.warnings
+        if report.num_cuts and report.codec is None:
+            warnings.append(
+                f"{split} does not record which codec made its tokens: only the number of "
+                "quantizers could be compared, and no upper limit of the codes"
             )
+    train = reports["train"]
+    warnings += [
+        f"the codes of quantizer {index + 1} hardly vary in train (perplexity "
+        f"{perplexity(counts):.2f}): is this the codec that was meant?"
+        for index, counts in enumerate(train.counts)
+        if perplexity(counts) < FEW_CODES
+    ]
+    shared = shared_between(reports, args)
+    if shared is not None and shared[0]:
+        warnings.append(
+            f"pieces in several splits: {describe_shared(*shared)}; to keep each in one, prepare "
+            "with --split-by composition"
+        )
+    return warnings
 
 
 if __name__ == "__main__":

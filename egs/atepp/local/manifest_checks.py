@@ -1,0 +1,94 @@
+"""Whether a cut's tokens are what cut and codec say of them.
+
+Letters: T frames, Q quantizers.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse.array import TemporalArray, seconds_to_frames
+
+from valle.data.codec_info import CodecInfo
+from valle.data.collation import check_codes
+from valle.data.manifest import frame_shift_of
+from valle.data.readers import RowsReader
+from valle.data.storage import TOKEN_DTYPE
+
+WHOLE_FILES = (RowsReader.name, "numpy_files")  # storage types with a file for each array
+
+
+def check_cut(
+    cut: Any, codes: np.ndarray, codec: CodecInfo | None, num_quantizers: int | None = None
+) -> None:
+    """Compare a cut's tokens with what cut and codec say of them.
+
+    Args:
+      cut: The cut.
+      codes: (T, Q) int64, its tokens.
+      codec: What made them, None where that is not recorded.
+      num_quantizers: Q of the cuts before it; asked where there is no codec.
+
+    Raises:
+      ValueError: They disagree.
+    """
+    if codec is not None:
+        num_quantizers = codec.num_quantizers
+    check_codes(codes, f"cut {cut.id}", num_quantizers, codec.codebook_size if codec else None)
+    shift = frame_shift_of(cut)
+    if codec and shift and abs(shift * codec.frame_rate - 1) > 1e-6:
+        raise ValueError(
+            f"cut {cut.id} has a frame every {shift} s, its codec one every {1 / codec.frame_rate}"
+        )
+    expected = seconds_to_frames(cut.duration, frame_shift=shift) if shift else len(codes)
+    if len(codes) != expected:
+        raise ValueError(
+            f"cut {cut.id} lasts {cut.duration} s, {expected} frames, but has {len(codes)}"
+        )
+
+
+class StoredArrays:
+    """Compares token files with what cuts say of them; a file is opened once for all its cuts.
+
+    Attributes:
+      warnings: Sentences on files that can be read and are not as the tokenizer writes them.
+    """
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self._last: Path | None = None  # the cuts of a recording follow each other
+        self._dtypes: set[np.dtype] = {np.dtype(TOKEN_DTYPE)}
+
+    def check(self, cut: Any) -> None:
+        """Look at the file of a cut's tokens; other storages are passed over.
+
+        Raises:
+          ValueError: The file holds another shape than the cut says, or no integers.
+          OSError, EOFError: It cannot be read.
+        """
+        tokens = (getattr(cut, "custom", None) or {}).get("audio_features")
+        if not isinstance(tokens, TemporalArray) or tokens.array.storage_type not in WHOLE_FILES:
+            return
+        path = Path(tokens.array.storage_path) / tokens.array.storage_key
+        if path == self._last:
+            return
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if stored.shape != tuple(tokens.array.shape):
+            raise ValueError(
+                f"cut {cut.id}: {path} holds an array {stored.shape}, its cut says "
+                f"{tuple(tokens.array.shape)}: another file took its place, tokenise again"
+            )
+        self._check_dtype(cut, path, stored.dtype)
+        self._last = path
+
+    def _check_dtype(self, cut: Any, path: Path, dtype: np.dtype) -> None:
+        if not np.issubdtype(dtype, np.integer):
+            raise ValueError(
+                f"cut {cut.id}: {path} holds {dtype}, expected {np.dtype(TOKEN_DTYPE)}: these are "
+                "no tokens, or a lossy storage wrote them; tokenise the recording again"
+            )
+        if dtype not in self._dtypes:
+            self._dtypes.add(dtype)
+            self.warnings.append(
+                f"{path} holds {dtype}, and others may: tokens fit into {np.dtype(TOKEN_DTYPE)}"
+            )

@@ -1,0 +1,100 @@
+"""Tables of what was found in token manifests, and how evenly their codes are used.
+
+Letters: Q quantizers, K codebook size.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from manifest_report import SplitReport
+
+
+class Table(NamedTuple):
+    """Cells as they are printed; the first column names the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def as_text(table: Table) -> str:
+    """Columns in line: the first to the left, numbers to the right."""
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+        for cells in lines
+    )
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Bits that one code tells on average, log2 K at most; 0 where it never changes."""
+    if not counts.any():
+        return 0.0
+    shares = counts[counts > 0] / counts.sum()
+    return abs(float((shares * np.log2(shares)).sum()))  # the sum is not positive; -0.0 is no sight
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """How many equally frequent codes would be as hard to guess."""
+    return 2.0 ** entropy_bits(counts)
+
+
+def never_used(counts: np.ndarray, codebook_size: int) -> float:
+    """Share of a codebook that does not occur."""
+    return 1 - np.count_nonzero(counts) / max(codebook_size, 1)
+
+
+def split_table(reports: Mapping[str, SplitReport]) -> Table:
+    """A row for each split."""
+    header = ["split", "cuts", "hours", "recordings", "seconds/cut"]
+    rows = [
+        [
+            split,
+            str(report.num_cuts),
+            f"{report.seconds / 3600:.3f}",
+            str(len(report.recordings)),
+            f"{report.seconds / max(report.num_cuts, 1):.2f}",
+        ]
+        for split, report in reports.items()
+    ]
+    return Table(header, rows)
+
+
+def duration_table(reports: Mapping[str, SplitReport]) -> Table:
+    """How long recordings last in each split, and cuts to a tenth of a second."""
+    seconds: dict[tuple[str, str], Sequence[float] | np.ndarray] = {}
+    for split, report in reports.items():
+        seconds["recordings", split] = [recorded.seconds for recorded in report.recordings.values()]
+    for split, report in reports.items():
+        tenths = np.repeat(list(report.durations), list(report.durations.values()))
+        seconds["cuts", split] = tenths / 10
+    rows = [[*names, *_spread(values)] for names, values in seconds.items() if len(values)]
+    return Table(["seconds of", "split", "shortest", "median", "longest"], rows)
+
+
+def _spread(values: Sequence[float] | np.ndarray) -> list[str]:
+    return [f"{value:.1f}" for value in (np.min(values), np.median(values), np.max(values))]
+
+
+def quantizer_table(reports: Mapping[str, SplitReport]) -> Table:
+    """A row for each quantizer, counted from 1, of each split."""
+    header = ["split", "quantizer", "frames", "codes", "used", "never used", "bits", "perplexity"]
+    rows = [
+        [split, str(index + 1), *_usage(counts, report.codebook_size)]
+        for split, report in reports.items()
+        for index, counts in enumerate(report.counts)
+    ]
+    return Table(header, rows)
+
+
+def _usage(counts: np.ndarray, codebook_size: int) -> Iterable[str]:
+    used = np.flatnonzero(counts)
+    return (
+        str(counts.sum()),
+        f"{used[0]}-{used[-1]}" if used.size else "-",
+        str(used.size),
+        f"{never_used(counts, codebook_size):.1%}",
+        f"{entropy_bits(counts):.2f}",
+        f"{perplexity(counts):.1f}",
+    )
