@@ -1,7 +1,10 @@
 """Finds the recordings to tokenise: a folder of sound files, or a lhotse manifest."""
 
 import hashlib
+import logging
+import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,7 +38,9 @@ class Source:
 def find_recordings(folder: str | Path) -> list[Source]:
     """All sound files below a folder, sorted by path.
 
-    An id is the path below the folder without its extension and with "__" between folders.
+    An id is the path below the folder without its extension and with "__" between folders. A link
+    to a file that is not there is listed, so that it can be counted; links to folders are not
+    followed. A folder that may not be read is logged.
 
     Raises:
       FileNotFoundError: No such folder.
@@ -45,9 +50,10 @@ def find_recordings(folder: str | Path) -> list[Source]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of recordings at {folder}")
     files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+        Path(place, name)
+        for place, _, names in os.walk(folder, onerror=_log_closed_folder)
+        for name in names
+        if Path(name).suffix.lower() in AUDIO_SUFFIXES
     )
     if not files:
         raise ValueError(f"no {', '.join(AUDIO_SUFFIXES)} file below {folder}")
@@ -92,6 +98,10 @@ def read_manifest(path: str | Path) -> list[Source]:
     return [Source(id_, paths[id_], keys[id_], cuts.get(id_, [])) for id_ in sorted(paths)]
 
 
+def _log_closed_folder(error: OSError) -> None:
+    logging.warning(f"a folder cannot be searched, recordings in it are left out: {error}")
+
+
 def _single_file(recording: Any, path: str | Path) -> str:
     sources = recording.sources
     if len(sources) != 1 or sources[0].type != "file":
@@ -117,7 +127,7 @@ def _unique_keys(names: Iterable[str], key: Callable[[str], str]) -> dict[str, s
     """A key for each name; those that would share one, in any case, get a hash of the name."""
     by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        by_key[key(name).casefold()].append(name)
+        by_key[_alike(key(name))].append(name)
     return {
         name: key(name) + (f"-{_short_hash(name)}" if len(sharing) > 1 else "")
         for sharing in by_key.values()
@@ -125,5 +135,10 @@ def _unique_keys(names: Iterable[str], key: Callable[[str], str]) -> dict[str, s
     }
 
 
+def _alike(key: str) -> str:
+    """The same for names that a file system may take for one: for case, or how accents are put."""
+    return unicodedata.normalize("NFC", key).casefold()
+
+
 def _short_hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8]

@@ -1,16 +1,22 @@
 """What a long job has finished, line by line, so that a killed job goes on where it was."""
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+_BLOCK = 2**16
 
 
 class WorkLog:
     """A plain `.jsonl` file with one finished item per line, flushed at once.
 
     It survives a kill at any moment: a last line that was written in part is cut off when the file
-    is opened again, and its item counts as not done. A later line of an item replaces an earlier.
+    is opened again, and its item counts as not done. One process at a time may write a log; any
+    number may read it meanwhile, see `read_log`.
 
     Args:
       path: Of the file; made if it is not there.
@@ -18,30 +24,30 @@ class WorkLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: dict[str, dict[str, Any]] = {}
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> "WorkLog":
-        whole = self._whole_lines()
-        for line in whole.decode("utf-8").splitlines():
-            entry = json.loads(line)
-            self.entries[entry["id"]] = entry
-        if self.path.exists() and self.path.stat().st_size != len(whole):
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        self._file = open(self.path, "a", encoding="utf-8", newline="\n")
+        """Open it.
+
+        Raises:
+          ValueError: Another process has it open.
+        """
+        file = open(self.path, "a+b")
+        if not take_lock(file):
+            file.close()
+            raise ValueError(
+                f"another process writes {self.path}: this very work is being done; wait until it "
+                "is finished, or stop that process"
+            )
+        file.truncate(_end_of_lines(file))
+        self._file = file
         return self
 
-    def _whole_lines(self) -> bytes:
-        content = self.path.read_bytes() if self.path.exists() else b""
-        return content[: content.rfind(b"\n") + 1]
-
     def add(self, entry: dict[str, Any]) -> None:
-        """Record a finished item; `entry["id"]` names it."""
+        """Record a finished item."""
         assert self._file is not None, "use the log in a with block"
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
-        self.entries[entry["id"]] = entry
 
     def __exit__(
         self,
@@ -51,3 +57,50 @@ class WorkLog:
     ) -> None:
         assert self._file is not None
         self._file.close()
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The finished items of a log, in order; a line that is not whole yet is none."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                # a million entries would else hold a million copies of each key
+                yield {sys.intern(key): value for key, value in json.loads(line).items()}
+
+
+def take_lock(file: IO[bytes], wait: bool = False) -> bool:
+    """Keep other processes from an open file until it is closed, or this process ends.
+
+    Where locks are unknown (some network file systems, Windows), nobody is kept from anything.
+
+    Args:
+      file: That they would lock as well.
+      wait: Until another lets go of it.
+
+    Returns:
+      Whether the file is ours: False where another process has the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        return True
+    return True
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Bytes up to the last line's end; read from the back, as a log may be long."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(end - _BLOCK, 0)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
