@@ -10,6 +10,7 @@ from tiny_codec import CODES, HOP, QUANTIZERS, RATE, make_encodec, noise, save_c
 from valle.data import codec as codec_module
 from valle.data.audio import AudioError, resample
 from valle.data.codec import Codec, CodecInfo, load_audio
+from valle.data.codec_families import EncodecFamily
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_long_recordings_in_pieces_equal_the_whole(tmp_path, monkeypatch, causal
     assert lens.item() == whole.shape[1]
     assert torch.equal(pieces, whole)
     torch.testing.assert_close(codec.decode(whole)[0], sound, atol=1e-5, rtol=0)
-    monkeypatch.setattr(codec_module, "_LEFT_CONTEXT_SEC", 0.0)
+    monkeypatch.setattr(EncodecFamily, "left_context_sec", 0.0)
     monkeypatch.setattr(codec_module, "_RIGHT_CONTEXT_FRAMES", 0)
     assert not torch.equal(codec.encode(wave)[0], whole), "context makes no difference here"
 
@@ -228,7 +229,7 @@ def test_a_file_without_all_weights_is_refused(tmp_path):
     weights = tmp_path / "model.safetensors"
     kept = {k: v for k, v in load_file(weights).items() if not k.endswith("lstm.bias_hh_l0")}
     save_file(kept, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="not a whole EnCodec model, its weights are 2 missing"):
+    with pytest.raises(ValueError, match="not a whole EncodecModel, its weights are 2 missing"):
         Codec.from_pretrained(tmp_path)
 
 

@@ -1,11 +1,10 @@
-"""The one door to EnCodec: waveform <-> codes.
+"""The one door to codecs: waveform <-> codes.
 
 Codecs speak (B, Q, T), cuts and models (B, T, Q): the transposition happens here and nowhere else.
 Letters: B batch, T frames, Q quantizers, N samples, C channels.
 """
 
 import contextlib
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from valle.data.audio import read_mono, resample, to_mono
 from valle.data.chunking import Chunk, plan_chunks
+from valle.data.codec_families import family_of
 from valle.data.codec_info import CodecInfo
-from valle.data.codec_loading import check_kind, fingerprint, load_encodec
+from valle.data.codec_loading import fingerprint, load_codec_model
 from valle.data.codec_stream import DecoderParts, StreamDecoder
 
 DEFAULT_CODEC = "facebook/encodec_32khz"
@@ -29,15 +29,16 @@ Audio = str | Path | np.ndarray | Tensor
 # Longer recordings go through the network in pieces of this length: a layer of the 32 kHz model
 # holds 32000 x 64 channels x 4 bytes = 8 MB for each second, and several layers live at once.
 _CHUNK_SEC = 30.0
-# The network looks a few frames to the right; to the left its LSTM remembers further.
-_LEFT_CONTEXT_SEC = 2.0
+# The network looks a few frames to the right; how far to the left, its family knows.
 _RIGHT_CONTEXT_FRAMES = 16
 # A GPU is fed several pieces at a time; on a CPU a batch is slower than its rows one by one.
 _GPU_ROWS = 4
 
 
 class Codec:
-    """An EnCodec model as this project uses it: mono, float32, evaluation mode, no gradients.
+    """A codec model as this project uses it: mono, float32, evaluation mode, no gradients.
+
+    EnCodec, DAC or Mimi; what the families call things differently is in `codec_families`.
 
     Results are on the CPU. Each row of a batch equals the row alone: rows of unequal length are
     never padded through the network, whose last frames depend on what follows them.
@@ -46,9 +47,11 @@ class Codec:
     from piece to piece and so gives what one pass would. Encoding takes pieces with 2 s of context
     before and 16 frames after: the convolutions see everything they would see in the whole; the
     LSTM starts 2 s before the piece instead of at the recording's start, the one approximation.
+    Mimi, whose transformers remember without an LSTM, passes both ways in pieces whose context is
+    its attention's window.
 
     Args:
-      model: A mono `transformers.EncodecModel`.
+      model: A mono `transformers.EncodecModel`, `DacModel` or `MimiModel`.
       name: Where it came from.
       num_quantizers: How many of its quantizers to use, counted from the first; None is all of
         them. A codec with several bandwidths (encodec_24khz) is told here which one is meant.
@@ -66,8 +69,8 @@ class Codec:
         num_quantizers: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        check_kind(model.config, name)
-        available = len(model.quantizer.layers)
+        self._family = family_of(model, name)
+        available = self._family.num_quantizers
         if num_quantizers is not None and not 1 <= num_quantizers <= available:
             raise ValueError(
                 f"num_quantizers {num_quantizers} asked of {name}, which has {available}"
@@ -92,9 +95,9 @@ class Codec:
         Raises:
           ImportError: `transformers` is not installed.
           ValueError: Neither a folder nor a hub name that can be fetched, or a file that is not a
-            whole EnCodec model.
+            whole codec model.
         """
-        model = load_encodec(str(name_or_path))
+        model = load_codec_model(str(name_or_path))
         return cls(model, str(name_or_path), num_quantizers, device)
 
     @property
@@ -104,7 +107,7 @@ class Codec:
     @property
     def hop_length(self) -> int:
         """Samples a frame."""
-        return math.prod(self._model.config.upsampling_ratios)
+        return self._family.hop_length
 
     @property
     def frame_rate(self) -> float:
@@ -124,17 +127,16 @@ class Codec:
             frame_rate=self.frame_rate,
             num_quantizers=self.num_quantizers,
             codebook_size=self.codebook_size,
-            fingerprint=fingerprint(self._model),
+            fingerprint=fingerprint(self._family),
         )
 
     def codebooks(self) -> Tensor:
-        """The vectors behind the codes.
+        """The vectors behind the codes: what each adds to the latent that the decoder reads.
 
         Returns:
           (Q, codebook_size, dim) float32 on the CPU, a copy.
         """
-        layers = self._model.quantizer.layers[: self.num_quantizers]
-        return torch.stack([layer.codebook.embed.detach().float().cpu() for layer in layers])
+        return self._family.codebooks()[: self.num_quantizers].detach().float().cpu()
 
     def encode(
         self, audio: Audio | Sequence[Audio], sampling_rate: int | None = None
@@ -188,7 +190,7 @@ class Codec:
         return [torch.cat([next(results)[c.kept()] for c in plan]) for plan in plans]
 
     def _plan(self, num_frames: int) -> list[Chunk]:
-        left, chunk = self._frames(_LEFT_CONTEXT_SEC), self._frames(_CHUNK_SEC)
+        left, chunk = self._frames(self._family.left_context_sec), self._frames(_CHUNK_SEC)
         return plan_chunks(num_frames, chunk, left, _RIGHT_CONTEXT_FRAMES)
 
     def _frames(self, seconds: float) -> int:
@@ -196,8 +198,7 @@ class Codec:
 
     def _encode_batch(self, waveforms: Tensor) -> Tensor:
         """(B, N) of equal length -> (B, T, Q)."""
-        bandwidth = max(self._model.config.target_bandwidths)
-        codes = self._model.encode(waveforms[:, None], bandwidth=bandwidth).audio_codes[0]
+        codes = self._family.encode(waveforms[:, None])
         return codes[:, : self.num_quantizers].transpose(1, 2)
 
     def decode(self, codes: Tensor, lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -234,13 +235,19 @@ class Codec:
           one pass over all codes, whatever their length: it needs no pieces with context.
 
         Raises:
-          ValueError: `num_rows` below 1, or a codec whose decoder looks 16 frames ahead or more.
+          ValueError: `num_rows` below 1, or a codec whose decoder looks 32 frames ahead or more,
+            or back without end, as Mimi's does.
         """
+        if self._decoder_parts is None:
+            raise ValueError(
+                f"the codec {self._name!r} ({self._model.config.model_type}) cannot be streamed "
+                "exactly: its decoder attends to a long past. Decode the whole sequence instead"
+            )
         return StreamDecoder(self._decoder_parts, num_rows, self._check_codes, self._precisely)
 
     @cached_property
-    def _decoder_parts(self) -> DecoderParts:
-        return DecoderParts(self._model, self.hop_length)
+    def _decoder_parts(self) -> DecoderParts | None:
+        return self._family.decoder_parts()
 
     def _check_codes(self, codes: Tensor, lens: Tensor | None) -> Tensor:
         if codes.ndim != 3 or codes.is_floating_point() or codes.shape[0] == 0:
@@ -266,13 +273,24 @@ class Codec:
 
     def _decode_long(self, codes: Tensor) -> Tensor:
         """(T, Q) -> (N,), at constant memory; T may be 0."""
+        if self._decoder_parts is None:
+            return self._decode_in_pieces(codes)
         decoder = self.stream_decoder()
         return torch.cat([decoder.feed(codes[None]), decoder.finish()], dim=1)[0]
 
+    def _decode_in_pieces(self, codes: Tensor) -> Tensor:
+        """(T, Q) -> (N,), for a decoder that cannot be streamed; T may be 0."""
+        sounds = [torch.zeros(0)]
+        for chunk in self._plan(codes.shape[0]):
+            piece = codes[chunk.context_start : chunk.context_stop]
+            kept, hop = chunk.kept(), self.hop_length
+            (sound,) = self._run(self._decode_batch, [piece])
+            sounds.append(sound[kept.start * hop : kept.stop * hop])
+        return torch.cat(sounds)
+
     def _decode_batch(self, codes: Tensor) -> Tensor:
         """(B, T, Q) of equal length -> (B, N)."""
-        layered = codes.transpose(1, 2)[None]  # (1, B, Q, T)
-        return self._model.decode(layered, [None]).audio_values[:, 0]
+        return self._family.decode(codes.transpose(1, 2))
 
     def _run(self, network: Any, pieces: list[Tensor]) -> list[Tensor]:
         """Pass pieces of any lengths, equal ones together; results on the CPU."""
@@ -290,7 +308,7 @@ class Codec:
         The caller may train in bfloat16: autocast is switched off here, since rounding changes
         codes. `no_grad` and not `inference_mode`, as the codes may enter an embedding in training.
         """
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _exact_cuda():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), exact_cuda():
             yield
 
     def _batches(self, pieces: Sequence[Tensor]) -> Iterator[list[int]]:
@@ -338,7 +356,7 @@ def _kept_codec(name: str) -> Codec:
 
 
 @contextlib.contextmanager
-def _exact_cuda() -> Iterator[None]:
+def exact_cuda() -> Iterator[None]:
     """Convolutions and LSTMs in true float32: TF32 would change some of the codes."""
     cudnn = torch.backends.cudnn
     if not torch.cuda.is_available():

@@ -68,5 +68,7 @@ class CodecInfo:
             raise ValueError(
                 f"{where}: codec {self.name!r} was expected, codec {other.name!r} came; they "
                 f"differ in {'; '.join(differing)}. Tokens of one codec mean nothing to another: "
-                "use the codec that the tokens were made with, or tokenise again"
+                "use the codec that the tokens were made with, or tokenise again with the other "
+                "one into another folder (egs/atepp/prepare.sh --codec CODEC --output-dir FOLDER) "
+                "and train on these tokens"
             )

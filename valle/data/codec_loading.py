@@ -1,4 +1,4 @@
-"""Reads an EnCodec model through transformers, judges it, and fingerprints it."""
+"""Reads a codec model through transformers, judges it, and fingerprints it."""
 
 import contextlib
 import hashlib
@@ -10,34 +10,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from valle.data.codec_families import CodecFamily, family_class, family_of
+
 BUNDLED_CODEC = "egs/minipiano/codec"
-# What only the training of a codec needs, so that a published file may leave it out.
-_SPARE_BUFFERS = (".codebook.embed_avg", ".codebook.cluster_size", ".codebook.inited")
 
 
-def load_encodec(name: str) -> Any:
+def load_codec_model(name: str) -> Any:
+    """Load a codec model of any family from a folder or from the hub, in float32.
+
+    Raises:
+      ImportError: `transformers` is not installed.
+      ValueError: It cannot be had, is of another kind, or not whole.
+    """
     try:
+        import transformers
         from safetensors import SafetensorError
-        from transformers import EncodecModel
     except ImportError as error:
         raise ImportError("the codec needs transformers: pip install 'transformers>=5'") from error
     try:
         with _quiet_transformers():
-            loaded: Any = EncodecModel.from_pretrained(
+            kind = transformers.AutoConfig.from_pretrained(name).model_type
+            family = family_class(kind, name)
+            loaded: Any = getattr(transformers, family.class_name).from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True
             )
             model, report = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        kind = "a folder" if os.path.isdir(name) else "no folder here"
+        place = "a folder" if os.path.isdir(name) else "no folder here"
         raise ValueError(
-            f"cannot load the codec {name!r} ({kind}): {reason}. Give a local folder with "
+            f"cannot load the codec {name!r} ({place}): {reason}. Give a local folder with "
             "config.json and model.safetensors (download it where there is a network, or use the "
             f"small one bundled in {BUNDLED_CODEC}); tokens and models belong to one codec, so "
             "no other is put in its place"
         ) from error
-    _check_report(report, name)
-    _fill_spare_buffers(model, report["missing_keys"])
+    _check_report(report, name, family)
+    family_of(model, name).fill_missing(report["missing_keys"])
     return model
 
 
@@ -57,8 +65,10 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_report(report: Mapping[str, Iterable[Any]], name: str) -> None:
-    missing = [key for key in report["missing_keys"] if not key.endswith(_SPARE_BUFFERS)]
+def _check_report(
+    report: Mapping[str, Iterable[Any]], name: str, family: type[CodecFamily]
+) -> None:
+    missing = [key for key in report["missing_keys"] if not key.endswith(family.spare_weights)]
     problems = {
         "missing": sorted(missing),
         "unexpected": sorted(report["unexpected_keys"]),
@@ -67,45 +77,18 @@ def _check_report(report: Mapping[str, Iterable[Any]], name: str) -> None:
     found = [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems.items() if keys]
     if found:
         raise ValueError(
-            f"{name} is not a whole EnCodec model, its weights are {', '.join(found)}: "
+            f"{name} is not a whole {family.class_name}, its weights are {', '.join(found)}: "
             "config.json and model.safetensors do not belong together"
         )
 
 
-def _fill_spare_buffers(model: Any, missing: Iterable[str]) -> None:
-    """As if each code had been seen once: embed = embed_avg / cluster_size holds."""
-    for key in missing:
-        codebook = model.get_submodule(key.rpartition(".")[0])
-        if key.endswith("embed_avg"):
-            codebook.embed_avg.copy_(codebook.embed)
-        elif key.endswith("cluster_size"):
-            codebook.cluster_size.fill_(1.0)
-
-
-def check_kind(config: Any, name: str) -> None:
-    reasons = {
-        f"{config.audio_channels} audio channels": config.audio_channels != 1,
-        "loudness normalisation": config.normalize,
-        "fixed overlapping chunks": config.chunk_length_s is not None,
-        "normalisation over time": config.norm_type != "weight_norm",
-    }
-    found = [reason for reason, is_so in reasons.items() if is_so]
-    if found:
-        raise ValueError(
-            f"the codec {name!r} works with {', '.join(found)}; only mono EnCodec models of the "
-            "kind of encodec_32khz and encodec_24khz are supported"
-        )
-
-
-def fingerprint(model: Any) -> str:
+def fingerprint(family: CodecFamily) -> str:
     """Hash of what decides the tokens: encoder weights and codebooks, read as float32.
 
     Independent of tensor names and of the decoder, which may be fine-tuned without touching a
     single token.
     """
-    tensors = [*model.encoder.state_dict().values()]
-    tensors += [layer.codebook.embed for layer in model.quantizer.layers]
-    digests = sorted(_tensor_digest(tensor) for tensor in tensors)
+    digests = sorted(_tensor_digest(tensor) for tensor in family.token_tensors())
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 

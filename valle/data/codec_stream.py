@@ -1,23 +1,24 @@
 """Sound from codes that are still being made: the codec's decoder, fed chunk by chunk.
 
 The decoder is three parts in a row: local layers (a convolution), an LSTM, and local layers again
-(the upsampling ones). The LSTM's state is carried from chunk to chunk. Local layers see a few
-frames to either side and nothing beyond, so they get each chunk with these frames around it, and
-what they make of the surroundings is dropped. Hence nothing is approximated: the chunks, joined,
-are the sound of one pass over the whole sequence, up to the rounding of float32 sums.
+(the upsampling ones); DAC's is local layers alone. The LSTM's state is carried from chunk to chunk.
+Local layers see a few frames to either side and nothing beyond, so they get each chunk with these
+frames around it, and what they make of the surroundings is dropped. Hence nothing is approximated:
+the chunks, joined, are the sound of one pass over the whole sequence, up to the rounding of float32
+sums.
 
 Letters: B batch, C frames of a chunk, T frames, Q quantizers, D channels, N samples.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-# No decoder of this kind looks further to one side; published ones look at most 7 frames.
-_FARTHEST_FRAMES = 16
+# No decoder of these kinds looks further to one side; published ones look at most 10 frames.
+_FARTHEST_FRAMES = 32
 # A longer chunk is taken in pieces, so that its length does not decide the memory.
 _PIECE_FRAMES = 500
 
@@ -30,25 +31,35 @@ class Reach(NamedTuple):
 
 
 class DecoderParts:
-    """An EnCodec decoder taken apart where its LSTM stands. Weights are shared, not copied.
+    """A decoder taken apart where its LSTM stands, if it has one. Weights are shared, not copied.
 
     Args:
-      model: A mono `transformers.EncodecModel` in evaluation mode, where it is to run.
+      embed: Codes (B, Q, T) -> latents (B, D, T).
+      before: Local layers before the LSTM; keep the number of frames.
+      lstm: None for a decoder of local layers alone, which all stand in `after`.
+      after: Local layers behind it, (B, any, T) -> (B, 1, T * hop_length).
+      width: D.
       hop_length: Samples a frame.
+
+    Raises:
+      ValueError: The local layers look too far ahead or back.
     """
 
-    def __init__(self, model: Any, hop_length: int) -> None:
-        layers = list(model.decoder.layers)
-        where = [isinstance(getattr(layer, "lstm", None), nn.LSTM) for layer in layers].index(True)
-        self.embed: Callable[[Tensor], Tensor] = model.quantizer.decode  # (Q, B, T) -> (B, D, T)
-        self.before = nn.Sequential(*layers[:where])
-        self.lstm: nn.LSTM = layers[where].lstm
-        self.after = nn.Sequential(*layers[where + 1 :])
+    def __init__(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        before: nn.Module,
+        lstm: nn.LSTM | None,
+        after: nn.Module,
+        width: int,
+        hop_length: int,
+    ) -> None:
+        self.embed, self.before, self.lstm, self.after = embed, before, lstm, after
         self.hop_length = hop_length
-        self.device = self.lstm.weight_ih_l0.device
-        dim = model.config.hidden_size
-        self.reach_before = measure_reach(self.before, dim, 1, self.device)
-        self.reach_after = measure_reach(self.after, self.lstm.hidden_size, hop_length, self.device)
+        self.device = next(after.parameters()).device
+        width_after = width if lstm is None else lstm.hidden_size
+        self.reach_before = measure_reach(before, width, 1, self.device)
+        self.reach_after = measure_reach(after, width_after, hop_length, self.device)
 
     @property
     def num_right_frames(self) -> int:
@@ -68,7 +79,7 @@ def measure_reach(
       device: Where the layers are.
 
     Raises:
-      ValueError: They look further than 16 frames, or everywhere.
+      ValueError: They look further than 32 frames, or everywhere.
     """
     middle, T = _FARTHEST_FRAMES, 2 * _FARTHEST_FRAMES + 1
     probe = torch.zeros(1, dim, T, device=device)
@@ -159,14 +170,16 @@ class _Row:
         """(C, Q) -> (N,) on the CPU."""
         frames = None
         if codes.shape[0]:
-            frames = self._parts.embed(codes.T[:, None].to(self._parts.device))  # (1, D, C)
+            frames = self._parts.embed(codes.T[None].to(self._parts.device))  # (1, D, C)
         frames = self._before.feed(frames, last)
         frames = None if frames is None else self._remember(frames)
         sound = self._after.feed(frames, last)
         return torch.zeros(0) if sound is None else sound[0, 0].cpu()
 
     def _remember(self, frames: Tensor) -> Tensor:
-        """The LSTM and the connection around it: (1, D, C) -> (1, D, C)."""
+        """The LSTM, if there is one, and the connection around it: (1, D, C) -> (1, D, C)."""
+        if self._parts.lstm is None:
+            return frames
         inputs = frames.permute(2, 0, 1)  # (C, 1, D)
         outputs, self._state = self._parts.lstm(inputs, self._state)
         return (outputs + inputs).permute(1, 2, 0)
