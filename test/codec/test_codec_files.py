@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from codec_runs import seeded, tiny_model, write_config
+from safetensors import SafetensorError
 from transformers import EncodecModel
 
 from valle.codec.files import read_config, save_codec
@@ -117,3 +118,19 @@ def test_the_written_configuration_is_the_one_that_was_read(tmp_path):
     defaults = EncodecModel(read_config(given)).config.to_dict()
     assert {name: written.get(name, defaults[name]) for name in fields} == fields
     assert written["dtype"] == "float32"
+
+
+def test_a_full_disk_is_an_error_that_is_understood(tmp_path, monkeypatch):
+    """The library's own is of no kind that anybody would catch."""
+    model = tiny_model()
+    save_codec(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(*args, **options):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.serialize_file", full)
+    with pytest.raises(OSError, match=r"No space left on device.*MiB are free"):
+        save_codec(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.glob(".*")] == []

@@ -42,6 +42,25 @@ def test_loss_is_zero_for_the_same_sound_and_grows_with_distance():
     assert set(loss(target, target)) == set(ALL)
 
 
+def test_what_lies_far_below_the_floor_hardly_counts():
+    soft = sine(300, amplitude=1e-5).unsqueeze(0)  # -100 dB
+    found = {}
+    for floor in (1e-2, 1e-6):
+        terms = ReconstructionLoss(RATE, ALL, num_scales=5, floor=floor)(0 * soft, soft)
+        found[floor] = terms["mel"].item(), terms["fine"].item()
+    for shallow, deep in zip(found[1e-2], found[1e-6], strict=True):
+        assert shallow < 1e-4
+        assert deep > 100 * shallow
+
+
+def test_what_is_missing_altogether_is_asked_for():
+    """A clamp at the floor would leave no gradient where there is nothing yet."""
+    loss = ReconstructionLoss(RATE, {"mel": 1.0}, num_scales=5)
+    estimate = sine(3000, amplitude=1e-5).unsqueeze(0).requires_grad_()  # far below the floor
+    loss(estimate, sine(3000).unsqueeze(0))["mel"].backward()
+    assert (estimate.grad * estimate.detach()).sum() < -1e-4  # louder would be better
+
+
 def test_terms_without_weight_are_not_computed():
     target = sine(300).unsqueeze(0)
     terms = ReconstructionLoss(RATE, ALL | {"fine": 0.0, "linear": 0.0})(target, target)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from lhotse.testing.dummies import dummy_cut
 
 from valle.codec.crops import PEAK_LIMIT, CropDataset, StepSampler
 from valle.codec.pieces import Piece, PieceReader, cut_clips, survey_pieces
@@ -96,6 +97,49 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path, caplog):
     assert "2 of 3 recordings cannot be read" in caplog.text
     with pytest.raises(ValueError, match="none of 2 recordings can be read"):
         survey_pieces(sources[1:])
+
+
+def test_of_a_recording_with_cuts_the_cuts_alone_are_heard(tmp_path):
+    """Tokens of a recording may lie in several splits, if a manifest from elsewhere says so."""
+    level = np.repeat([0.1, 0.2, 0.3, 0.4], RATE)
+    write(tmp_path / "a.wav", level)
+    cuts = [dummy_cut(0, start=1.0, duration=1.0), dummy_cut(1, start=3.0, duration=9.0)]
+    pieces = survey_pieces([Source("a", str(tmp_path / "a.wav"), "a", cuts)])
+    assert [piece.seconds for piece in pieces] == [1.0, 1.0]  # the second ends with its recording
+    for memory_mib in (0, 64):
+        reader = PieceReader(pieces, RATE, memory_mib)
+        heard = [reader.read(index, 0, RATE) for index in range(2)]
+        torch.testing.assert_close(heard[0], torch.full((RATE,), 0.2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(heard[1], torch.full((RATE,), 0.4), atol=1e-4, rtol=0)
+
+
+def test_cuts_behind_the_end_of_their_recording_are_said(tmp_path, caplog):
+    write(tmp_path / "a.wav", wave(1.0))
+    write(tmp_path / "b.wav", wave(1.0))
+    late = [dummy_cut(0, start=2.0, duration=1.0)]
+    sources = [Source("a", str(tmp_path / "a.wav"), "a", late)]
+    sources.append(Source("b", str(tmp_path / "b.wav"), "b"))
+    assert len(survey_pieces(sources)) == 1
+    assert "a.wav: its cuts begin behind its end, at 1.00 s" in caplog.text
+
+
+@pytest.mark.parametrize("memory_mib", [0, 64])
+def test_what_is_not_finite_is_silence(tmp_path, memory_mib):
+    samples = np.full(RATE, 0.5)
+    samples[[10, 20, 30]] = [np.nan, np.inf, -np.inf]
+    heard = PieceReader([write(tmp_path / "a.wav", samples)], RATE, memory_mib).read(0, 0, 40)
+    assert (heard == 0).nonzero().flatten().tolist() == [10, 20, 30]
+    assert heard.max() == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_recording_found_damaged_when_it_is_kept_is_left_out(tmp_path, caplog):
+    pieces = [write(tmp_path / f"{i}.wav", np.full(RATE, 0.1 * (i + 1))) for i in range(3)]
+    (tmp_path / "1.wav").write_bytes(b"now something else")
+    reader = PieceReader(pieces, RATE, 64)
+    assert len(reader.pieces) == len(reader._kept) == 2
+    assert float(reader.read(1, 0, 10)[0]) == pytest.approx(0.3, abs=1e-4)
+    assert "left out: cannot read" in caplog.text
+    assert "1.wav" in caplog.text
 
 
 def test_ranks_share_out_the_crops_of_a_step_and_later_steps_go_on():

@@ -83,10 +83,31 @@ def update(model, latents, times):
     return trainer
 
 
+def test_averages_rest_on_many_vectors_for_each_code_however_small_the_batches():
+    """Codes of few vectors each would follow the last ones, away from where they do best."""
+    vectors = torch.randn(40000, 16, generator=seeded())
+    model = make_model()
+    books = rvq.codebooks_of(model)
+    rvq.fit_codebooks(books, vectors[:20000], seeded())
+
+    def error() -> float:
+        latents = vectors[20000:].T[None]
+        return float(
+            ResidualTrainer(books, seeded()).quantize(latents).latents.sub(latents).square().mean()
+        )
+
+    before = error()
+    trainer = ResidualTrainer(books, seeded())
+    trainer.num_updates = 300  # settled
+    for part in vectors[:20000].split(8):
+        trainer.update(trainer.quantize(part.T[None]))
+    assert error() < 1.02 * before
+
+
 def test_codebooks_follow_latents_at_any_batch_size():
     latents = torch.randn(2, 16, 40, generator=seeded())
     books = []
-    for batch in (latents, latents.repeat(5, 1, 1)):
+    for batch in (latents.repeat(5, 1, 1), latents.repeat(25, 1, 1)):
         model = make_model()
         rvq.fit_codebooks(
             rvq.codebooks_of(model), torch.randn(2000, 16, generator=seeded(3)), seeded()

@@ -16,7 +16,7 @@ def test_the_codec_recipe_runs_whole_and_is_gone_on_from(tmp_path):
         *("--minutes", "11", "--random-minutes", "1", "--num-clips", "2"),
         *("--steps-noise", "2", "--steps-joint", "2", "--steps-decoder", "2"),
         *("--corpus", tmp_path / "corpus", "--exp-dir", tmp_path / "exp"),
-        "--options=--kmeans-latents 2000 --num-clips 2 --clip-sec 1",
+        "--options=--kmeans-latents 2000 --num-clips 2 --clip-sec 1 --master-port 12395",
     ]
     command = ["bash", ROOT / "egs/minipiano/train_codec.sh", *flags]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import codec_options
+import codec_passes
 import codec_run
 import codec_step
 import pytest
@@ -28,6 +31,7 @@ from valle.codec.balancer import Balancer
 from valle.codec.losses import ReconstructionLoss
 from valle.data import Codec
 from valle.utils.checkpoint import read_checkpoint
+from valle.utils.cli import AttributeDict
 
 STEPS = ("--steps-noise", 4, "--steps-joint", 4, "--steps-decoder", 4)
 # all that a step may do: a discriminator from the joint phase on, and a balancer throughout
@@ -134,6 +138,7 @@ def test_two_ranks_learn_what_one_does(source, config, tmp_path):
         assert difference <= 2e-3 * value.norm() + 1e-5, name
     for name, sums in one["balancer_norms"].items():  # norms of one sound, sums of two
         assert two["balancer_norms"][name][1] == sums[1]
+        assert two["balancer_norms"][name][0] == pytest.approx(2 * sums[0].item(), rel=5e-3), name
 
 
 def test_a_codec_whose_decoder_alone_was_trained_keeps_its_tokens(source, tmp_path):
@@ -171,7 +176,7 @@ def test_fine_tuning_all_of_a_codec_begins_where_it_was(source, tmp_path):
 
 @pytest.mark.parametrize("part", ["loss", "codec"])
 def test_numbers_that_are_not_finite_move_nothing(source, config, tmp_path, monkeypatch, part):
-    """Of the step after the second joint one, neither weights nor codebooks nor averages."""
+    """Of the step after the second joint one, neither weights nor codebooks."""
     count, forward = [0], ReconstructionLoss.forward
 
     def spoiled(self, estimate, target):
@@ -196,6 +201,17 @@ def test_numbers_that_are_not_finite_move_nothing(source, config, tmp_path, monk
     assert all(v.isfinite().all() for v in four["model"].values())
     assert all(sums.isfinite().all() for sums in four["balancer_norms"].values())
     assert four["num_skipped"] == 1
+
+
+def test_a_discriminator_that_is_not_finite_is_not_left_unsaid(
+    source, config, tmp_path, monkeypatch
+):
+    original = codec_step.discriminator_loss
+    monkeypatch.setattr(codec_step, "discriminator_loss", lambda *a: original(*a) * torch.nan)
+    log = train_codec(source, tmp_path, "--config", config, *EVERYTHING, "--max-skipped-steps", 3,
+                      fails=True)  # fmt: skip
+    assert "Skipped step 5: loss or gradient was not finite; 1 skipped so far" in log
+    assert "not finite in 3 steps in a row" in log
 
 
 @pytest.mark.parametrize("begin", ["joint", "decoder"])
@@ -238,9 +254,11 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on(source, config, tmp_path, m
     log = train_codec(source, tmp_path, *flags)
     assert "Stopped after step 3, as SIGTERM asked" in log
     assert read_checkpoint(tmp_path / "checkpoint-3.pt")["step"] == 3
+    assert not (tmp_path / "codec").exists()  # in the noise phase all codes would be zero
     log = train_codec(source, tmp_path, *flags, "--resume", "auto")
     assert "Done!" in log
     assert (tmp_path / "checkpoint-12.pt").exists()
+    assert (tmp_path / "codec/model.safetensors").exists()
 
 
 def test_a_time_limit_cuts_all_phases(source, config, tmp_path):
@@ -252,9 +270,31 @@ def test_a_time_limit_cuts_all_phases(source, config, tmp_path):
         assert f"{phase} step " in log
 
 
-def test_half_precision_of_convolutions_leaves_codes_and_losses_whole(source, config, tmp_path):
+def test_half_precision_is_for_convolutions_and_not_for_codes(
+    source, config, tmp_path, monkeypatch
+):
+    seen = {"convolutions": set(), "latents of codes": set(), "sound that is judged": set()}
+    convolve, quantize, judge = (
+        torch.nn.functional.conv1d, codec_run.ResidualTrainer.quantize, codec_step.judge
+    )  # fmt: skip
+
+    def watch(what, function, place):
+        def watched(*args, **options):
+            found = function(*args, **options)
+            seen[what].add((args[place] if place >= 0 else found).dtype)
+            return found
+
+        return watched
+
+    monkeypatch.setattr("torch.nn.functional.conv1d", watch("convolutions", convolve, -1))
+    monkeypatch.setattr(
+        codec_run.ResidualTrainer, "quantize", watch("latents of codes", quantize, 1)
+    )
+    monkeypatch.setattr(codec_step, "judge", watch("sound that is judged", judge, 2))
     flags = ("--config", config, *EVERYTHING, "--dtype", "bfloat16")
     train_codec(source, tmp_path, *flags)
+    assert torch.bfloat16 in seen["convolutions"]
+    assert seen["latents of codes"] == seen["sound that is judged"] == {torch.float32}
     state = read_checkpoint(tmp_path / "checkpoint-12.pt")
     assert {v.dtype for n, v in state["model"].items()} == {torch.float32}
     assert all(v.isfinite().all() for v in state["model"].values())
@@ -280,6 +320,20 @@ def test_another_runs_checkpoint_is_not_gone_on_from(whole, source, config, tmp_
     assert "was made with other settings (--batch-size 4 there, 2 here)" in log
 
 
+def test_a_new_run_does_not_begin_where_another_was(whole, source, config, tmp_path):
+    shutil.copy(whole[0] / "checkpoint-4.pt", tmp_path)
+    log = train_codec(source, tmp_path, "--config", config, *EVERYTHING, fails=True)
+    assert "holds checkpoint-4.pt of another run: give --resume auto to go on with it" in log
+
+
+def test_averages_begin_anew_in_each_phase():
+    """Else a short last phase would be a fifth of what it began with."""
+    params = AttributeDict(weight_average=0.999, step=10_000, phase_step=1)
+    assert codec_passes.averaging(SimpleNamespace(params=params)) > 0.8
+    params.phase_step = 10_000
+    assert codec_passes.averaging(SimpleNamespace(params=params)) == pytest.approx(0.001)
+
+
 def test_a_damaged_checkpoint_is_left_out(whole, source, config, tmp_path):
     shutil.copy(whole[0] / "checkpoint-3.pt", tmp_path)
     (tmp_path / "checkpoint-9.pt").write_bytes(b"cut short")
@@ -302,6 +356,7 @@ def test_a_damaged_checkpoint_is_left_out(whole, source, config, tmp_path):
         (["--config", "c", "--loss-weights", "mel"], "--loss-weights mel: expected NAME=X"),
         (["--config", "c", "--loss-weights", "mel=-1"], "--loss-weights mel=-1: expected NAME=X"),
         (["--config", "c", "--loss-weights", "loud=1"], "NAME one of mel, linear, waveform, fine"),
+        (["--config", "c", "--floor-db", 0], "--floor-db is 0, must be < 0"),
         (["--config", "c", "--world-size", 3, "--batch-size", 4], "a multiple of 3"),
         (["--config", "c", "--world-size", 2, "--max-minutes", 1], "--max-minutes is for one"),
         (["--config", "c", "--steps-noise", 0, "--steps-joint", 0, "--steps-decoder", 0], "all of"),
@@ -336,6 +391,17 @@ def test_recordings_without_a_held_out_split_are_refused(source, config, tmp_pat
     log = train_codec(source, tmp_path, "--config", config, "--valid-fraction", 0,
                       "--test-fraction", 0, fails=True)  # fmt: skip
     assert "no recording in validation or test" in log
+
+
+def test_the_floor_reaches_the_losses(source, config, tmp_path):
+    """Of the first step, whose sound is the same: more counts, the deeper the floor."""
+    flags = ["--config", config, "--steps-noise", 1, "--steps-joint", 0, "--steps-decoder", 0]
+    flags += ["--log-interval", 1, "--adversarial", "none"]
+    found = {}
+    for floor in (-20, -94):
+        log = train_codec(source, tmp_path / str(floor), *flags, "--floor-db", floor)
+        found[floor] = float(re.search(r"noise step 1/1: .* mel ([\d.]+)", log)[1])
+    assert found[-94] > 1.5 * found[-20]
 
 
 def test_weights_over_the_defaults():

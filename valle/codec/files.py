@@ -110,7 +110,9 @@ def save_codec(
 
     Raises:
       ValueError: If a weight is not finite in that type; nothing is written.
+      OSError: It cannot be written; what was there before is untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = stored_tensors(model, dtype, exact)
@@ -122,7 +124,10 @@ def save_codec(
             )
     weights = folder / "model.safetensors"
     with written_whole(weights) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say; of no kind that anybody catches
+            raise OSError(str(error)) from error
     fields = model.config.to_diff_dict()
     fields.pop("_name_or_path", None)
     fields.update(architectures=["EncodecModel"], dtype="float32")

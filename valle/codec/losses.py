@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from valle.codec.ranks import sum_over_ranks, variance_over_ranks
-from valle.codec.spectra import MEL_BANDS, log_floor, magnitudes, mel_filterbank
+from valle.codec.spectra import FLOOR, MEL_BANDS, magnitudes, mel_filterbank
 
 TERMS = ("mel", "linear", "waveform", "fine")
 
@@ -47,17 +47,24 @@ class ReconstructionLoss(nn.Module):
         is a log-magnitude term below 8 kHz, for the last phase.
       num_scales: FFT sizes a call.
       seed: Of the draw of FFT sizes.
+      floor: Added to magnitudes before the logarithms of ``mel`` and ``fine``, so that what lies
+        far below hardly counts; 1 is a full-scale sine.
 
     Attributes:
       random: The generator; a checkpoint keeps its state.
     """
 
     def __init__(
-        self, sampling_rate: int, weights: Mapping[str, float], num_scales: int = 3, seed: int = 0
+        self,
+        sampling_rate: int,
+        weights: Mapping[str, float],
+        num_scales: int = 3,
+        seed: int = 0,
+        floor: float = FLOOR,
     ) -> None:
         super().__init__()
         self.names = {name for name in TERMS if weights.get(name, 0) > 0}
-        self.num_scales = num_scales
+        self.num_scales, self.floor = num_scales, floor
         self.random = random.Random(seed)
         self.fine_share = min(1.0, 8000 / (sampling_rate / 2))
         for size, bands in MEL_BANDS.items():
@@ -89,12 +96,16 @@ class ReconstructionLoss(nn.Module):
         made = magnitudes(estimate, window)
         terms = {}
         if "mel" in self.names:
-            terms["mel"] = (log_floor(bank @ made) - log_floor(bank @ wanted)).abs().mean()
+            terms["mel"] = self._log_distance(bank @ made, bank @ wanted)
         if "linear" in self.names:
             sums = torch.stack([(made - wanted).abs().sum(), wanted.sum()])
             missed, total = sum_over_ranks(sums)
             terms["linear"] = missed / total.clamp_min(1e-3)
         if "fine" in self.names:
             low = int(made.shape[1] * self.fine_share)
-            terms["fine"] = (log_floor(made[:, :low]) - log_floor(wanted[:, :low])).abs().mean()
+            terms["fine"] = self._log_distance(made[:, :low], wanted[:, :low])
         return terms
+
+    def _log_distance(self, made: Tensor, wanted: Tensor) -> Tensor:
+        # not clamped: what is missing altogether needs a gradient
+        return ((made + self.floor).log10() - (wanted + self.floor).log10()).abs().mean()

@@ -36,7 +36,7 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def mel_distance(estimate: Tensor, target: Tensor, sampling_rate: int) -> Tensor:
-    """Mean absolute difference of log10 mel spectra at the training floor, five scales."""
+    """Mean absolute difference of log10 mel spectra, down to -74 dB of full scale, five scales."""
     scales = []
     for size, bands in MEL_BANDS.items():
         window = torch.hann_window(size, device=target.device)

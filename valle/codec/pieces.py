@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from valle.data.audio import read_mono, resample
+from valle.data.audio import resample
 from valle.data.sources import Source
 
 QUIET_RMS = 0.01  # below it a sound teaches little but its noise
@@ -24,17 +24,19 @@ _INT16_SCALE = 32768.0
 
 @dataclass(frozen=True)
 class Piece:
-    """A recording that crops are cut from.
+    """A recording, or a span of one, that crops are cut from.
 
     Attributes:
       path: Its sound file.
       num_samples: At the file's own rate.
       sampling_rate: Of the file.
+      start: Where in the file it begins, in samples.
     """
 
     path: str
     num_samples: int
     sampling_rate: int
+    start: int = 0
 
     @property
     def seconds(self) -> float:
@@ -44,12 +46,14 @@ class Piece:
 def survey_pieces(sources: Sequence[Source], num_threads: int = 4) -> list[Piece]:
     """Read the headers of recordings; those that cannot be read are left out, and said.
 
+    Of a recording that has cuts in a manifest, each cut is a piece, and the rest is not heard.
+
     Raises:
       ValueError: Not one can be read.
     """
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         found = list(pool.map(_survey, sources))
-    pieces = [item for item in found if isinstance(item, Piece)]
+    pieces = [piece for item in found if not isinstance(item, str) for piece in item]
     bad = [item for item in found if isinstance(item, str)]
     if bad:
         logging.warning(f"{len(bad)} of {len(found)} recordings cannot be read, first: {bad[0]}")
@@ -59,21 +63,29 @@ def survey_pieces(sources: Sequence[Source], num_threads: int = 4) -> list[Piece
     return pieces
 
 
-def _survey(source: Source) -> Piece | str:
+def _survey(source: Source) -> list[Piece] | str:
     try:
         info = soundfile.info(source.path)
     except (OSError, RuntimeError) as error:
         return f"{source.path}: {error}"
     if info.frames < 1:
         return f"{source.path}: it holds no samples"
-    return Piece(source.path, info.frames, info.samplerate)
+    rate = info.samplerate
+    if not source.cuts:
+        return [Piece(source.path, info.frames, rate)]
+    spans = [(round(cut.start * rate), round(cut.end * rate)) for cut in source.cuts]
+    spans = [(first, min(end, info.frames)) for first, end in spans if first < info.frames]
+    if not spans:
+        return f"{source.path}: its cuts begin behind its end, at {info.frames / rate:.2f} s"
+    return [Piece(source.path, end - first, rate, first) for first, end in spans]
 
 
 class PieceReader:
     """Reads spans of recordings, mono at one rate; keeps as many as fit in memory, as int16.
 
     Args:
-      pieces: What to read from.
+      pieces: What to read from. One that turns out damaged when it is to be kept is left out, and
+        said.
       sampling_rate: To give all of it at.
       memory_mib: For recordings that are kept whole; others are read and resampled span by span.
     """
@@ -82,7 +94,6 @@ class PieceReader:
         self, pieces: Sequence[Piece], sampling_rate: int, memory_mib: float = 0.0
     ) -> None:
         self.pieces, self.sampling_rate = list(pieces), sampling_rate
-        self._kept: dict[int, Tensor] = {}
         wanted, room = [], memory_mib * 2**20
         for index in range(len(self.pieces)):
             room -= 2 * self.num_samples(index)
@@ -90,7 +101,12 @@ class PieceReader:
                 break
             wanted.append(index)
         with ThreadPoolExecutor(max_workers=4) as pool:
-            self._kept = dict(zip(wanted, pool.map(self._read_whole, wanted), strict=True))
+            read = dict(zip(wanted, pool.map(self._read_whole, wanted), strict=True))
+        damaged = {index for index, samples in read.items() if samples is None}
+        intact = [index for index in range(len(self.pieces)) if index not in damaged]
+        self.pieces = [self.pieces[index] for index in intact]
+        found = ((new, read.get(old)) for new, old in enumerate(intact))
+        self._kept = {index: samples for index, samples in found if samples is not None}
 
     def num_samples(self, index: int) -> int:
         """Of a piece at `sampling_rate`."""
@@ -105,9 +121,15 @@ class PieceReader:
             part = self._read_span(self.pieces[index], start, num_samples)
         return torch.nn.functional.pad(part, (0, num_samples - part.shape[0]))
 
-    def _read_whole(self, index: int) -> Tensor:
-        sound = read_mono(self.pieces[index].path)
-        samples = resample(sound.samples, sound.sampling_rate, self.sampling_rate)
+    def _read_whole(self, index: int) -> Tensor | None:
+        """(N,) int16, None if it is damaged."""
+        piece = self.pieces[index]
+        try:
+            samples = _read_samples(piece, 0, piece.num_samples)
+            samples = resample(samples, piece.sampling_rate, self.sampling_rate)
+        except ValueError as error:
+            logging.warning(f"left out: {error}")
+            return None
         return (samples * _INT16_SCALE).round().clamp(-32768, 32767).to(torch.int16)
 
     def _read_span(self, piece: Piece, start: int, num_samples: int) -> Tensor:
@@ -125,7 +147,7 @@ class PieceReader:
 
 
 def _read_samples(piece: Piece, start: int, stop: int) -> Tensor:
-    """(at most stop - start,) float32, the mean of the channels.
+    """(at most stop - start,) float32, the mean of the channels; what is not finite is silence.
 
     Raises:
       ValueError: The file cannot be read any more.
@@ -133,14 +155,19 @@ def _read_samples(piece: Piece, start: int, stop: int) -> Tensor:
     stop = min(stop, piece.num_samples)
     try:
         samples, _ = soundfile.read(
-            piece.path, start=start, stop=stop, dtype="float32", always_2d=True
+            piece.path,
+            start=piece.start + start,
+            stop=piece.start + stop,
+            dtype="float32",
+            always_2d=True,
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"cannot read {piece.path} from sample {start} on: {error}. Was it changed or moved "
             "since the run began? Put it back, or begin again without it"
         ) from error
-    return torch.from_numpy(np.nan_to_num(samples.mean(axis=1, dtype=np.float32)))
+    mono = np.nan_to_num(samples, nan=0, posinf=0, neginf=0).mean(axis=1, dtype=np.float32)
+    return torch.from_numpy(mono)
 
 
 def cut_clips(reader: PieceReader, num_samples: int, num_clips: int) -> Tensor:

@@ -77,7 +77,7 @@ def fit_codebooks(
 
     Args:
       books: Codebooks, coarse first; changed in place.
-      latents: (V, D) float32; some 20 rows for each code are enough.
+      latents: (V, D) float32; 20 rows for each code are the least, 200 fit what was not seen.
       generator: Random generator of the latents' device.
       rounds: k-means rounds a codebook.
       restart: Start from random latents instead of the codes that stand in the codebook.

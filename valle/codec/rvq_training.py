@@ -6,6 +6,7 @@ the same codebooks after every step.
 Letters: B batch, T frames, D latent width, V = B T vectors, K codebook size, Q quantizers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,12 @@ from valle.codec.ranks import gather_rows, own_rows, sum_over_ranks, variance_ov
 from valle.codec.rvq import Codebook, count_and_sum, draw_rows, nearest
 from valle.utils.dist import get_world_size
 
-DEAD_SHARE = 0.08  # of the average use of a code; relative, so that any batch size will do
+DEAD_SHARE = 0.08  # of the average use of a code
 CHECK_DEAD_EVERY = 10  # steps
 SETTLED_FROM = 300  # updates: before, the averages are short, too short to tell who is dead
+# Weight of a batch in the averages: before so many updates at most this, and never so much that
+# they would rest on fewer vectors than this for each code, however small the batches are.
+AVERAGING = ((60, 0.1, 6), (SETTLED_FROM, 0.04, 15), (math.inf, 0.01, 60))
 
 
 @dataclass
@@ -88,7 +92,8 @@ class ResidualTrainer:
           quantized: Of a step.
           is_good: () bool; where it is False nothing moves, and nobody has to wait to know.
         """
-        decay = self._decay()
+        total = quantized.residuals[0].shape[0] * get_world_size()
+        weight = self._weight(total)
         self.num_updates += 1
         revive = self.num_updates >= SETTLED_FROM and self.num_updates % CHECK_DEAD_EVERY == 0
         for level, book in enumerate(self.books):
@@ -97,10 +102,9 @@ class ResidualTrainer:
             counts, sums = count_and_sum(vectors, quantized.codes[level], size)
             counts, sums = sum_over_ranks(counts), sum_over_ranks(sums)
             self.usage[level] += counts
-            total = vectors.shape[0] * get_world_size()
             # shares instead of counts: the averages then mean the same at every batch size
-            shares = book.cluster_size.lerp(counts / total, 1 - decay)
-            averages = book.embed_avg.lerp(sums / total, 1 - decay)
+            shares = book.cluster_size.lerp(counts / total, weight)
+            averages = book.embed_avg.lerp(sums / total, weight)
             if revive:
                 shares, averages = self._revive(shares, averages, vectors)
             table = averages / shares.clamp_min(1e-20).unsqueeze(1)
@@ -108,9 +112,10 @@ class ResidualTrainer:
                 book, {"cluster_size": shares, "embed_avg": averages, "embed": table}, is_good
             )
 
-    def _decay(self) -> float:
-        """Short averages at first, while the encoder still moves fast."""
-        return 0.9 if self.num_updates < 60 else 0.96 if self.num_updates < SETTLED_FROM else 0.99
+    def _weight(self, num_vectors: int) -> float:
+        """Of a batch in the averages; they are short at first, while the encoder moves fast."""
+        most, memory = next(rest for before, *rest in AVERAGING if self.num_updates < before)
+        return min(most, num_vectors / (memory * self.usage.shape[1]))
 
     def _revive(self, shares: Tensor, averages: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Set codes that hardly anything chooses onto vectors of this batch."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MEL_BANDS = {256: 24, 512: 40, 1024: 64, 2048: 96, 4096: 128}  # FFT size: mel bands
-TRAINING_FLOOR = 2e-4  # -74 dB of full scale; a lower floor makes the codec learn noise
+FLOOR = 2e-4  # -74 dB of full scale
 _SMALLEST_POWER = 1e-12
 
 
@@ -44,6 +44,6 @@ def magnitudes(audio: Tensor, window: Tensor) -> Tensor:
     return power.clamp_min(_SMALLEST_POWER).sqrt() * (2 / window.sum())
 
 
-def log_floor(magnitude: Tensor, floor: float = TRAINING_FLOOR) -> Tensor:
+def log_floor(magnitude: Tensor, floor: float = FLOOR) -> Tensor:
     """Common logarithm with everything below the floor raised to it."""
     return magnitude.clamp_min(floor).log10()

@@ -174,7 +174,8 @@ class Codec:
             samples = to_mono(item, where=f"recording {index} (from 0)")
             rate = sampling_rate or self.sampling_rate
         samples = resample(samples, rate, self.sampling_rate)
-        # zeros up to the next whole frame give the codes that the network's own padding gives
+        # zeros up to the next whole frame; transformers mirrors the end there, which moves a few of
+        # the last codes
         return torch.nn.functional.pad(samples, (0, -samples.shape[0] % self.hop_length))
 
     def _encode_in_pieces(self, waveforms: Sequence[Tensor]) -> list[Tensor]:

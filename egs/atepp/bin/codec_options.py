@@ -71,15 +71,16 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-minutes", type=float, default=0.0, help="above 0: steps are cut, schedules end")
     add("--batch-size", type=int, default=16, help="crops a step, of all processes together")
     add("--segment-sec", type=float, default=1.0, help="crop length; decoder phase: twice, for "
-        "half as many crops")  # fmt: skip
+        "half as many crops, rounded up to the processes")  # fmt: skip
     add("--lr", type=float, help="of the noise and joint phases")
     add("--lr-decoder", type=float, help="of the decoder phase")
     add("--warmup-steps", type=int, default=200, help="at the begin of each phase")
     add("--dtype", default="float32", choices=list(DTYPES), help="of convolutions (autocast)")
     add("--weight-average", type=float, default=0.999, help="decay of the averaged weights")
     add("--quantizer-drop", type=float, default=0.15, help="share of crops using fewer levels")
-    add("--rate-bits", type=float, default=48.0, help="bits a frame let through the noise")
-    add("--kmeans-latents", type=int, default=40000, help="frames for k-means of the codebooks")
+    add("--rate-bits", type=float, help="let through the noise for each frame; default: a fifth "
+        "more than its codes have")  # fmt: skip
+    add("--kmeans-latents", type=int, default=200_000, help="frames for k-means of the codebooks")
     add("--max-skipped-steps", type=int, default=10, help="not finite, in a row, before it stops")
     add("--train-seed", type=int, default=0, help="of weights, crops, noise and k-means")
     add("--memory-mib", type=float, default=2048.0, help="for recordings that are kept in memory")
@@ -91,6 +92,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("losses").add_argument
     add("--loss-weights", nargs="+", default=[], metavar="NAME=X", help=f"default: {LOSS_WEIGHTS}")
+    add("--floor-db", type=float, default=-74.0, help="of full scale; what lies deeper hardly "
+        "counts in the mel and fine losses")  # fmt: skip
     add("--commitment-weight", type=float, default=0.1, help="pull of latents to their codes")
     add("--adversarial", default="decoder", choices=["none", "joint", "decoder"],
         help="the first phase with a discriminator")  # fmt: skip
@@ -171,6 +174,8 @@ def check_numbers(args: argparse.Namespace) -> None:
     for name in ("weight_average", "balancer_decay", "quantizer_drop"):
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: 0 to 1 expected")
+    if args.floor_db >= 0:
+        raise ValueError(f"--floor-db is {args.floor_db:g}, must be < 0: 0 is a full-scale sine")
     if sum(args.steps.values()) == 0:
         raise ValueError("all of --steps-noise, --steps-joint and --steps-decoder are 0")
 

@@ -100,7 +100,7 @@ def begin_phase(run: CodecRun, phase: str) -> None:
         # the averaged encoder is final: its codebooks are fitted to it once more
         logging.info("k-means of the codebooks of the averaged encoder")
         latents = collect_latents(run, run.average, PHASES.index(phase))
-        fit_codebooks(codebooks_of(run.average), latents, kmeans_generator(run), restart=False)
+        fit_codebooks(codebooks_of(run.average), latents, kmeans_generator(run), 5, restart=False)
         same_on_all_ranks(run.average)  # sums on a GPU are not the same twice
         run.model.load_state_dict(run.average.state_dict())
 
@@ -176,5 +176,5 @@ def follow(run: CodecRun, weight: float) -> None:
 
 
 def averaging(run: CodecRun) -> float:
-    """Weight of the newest weights in the average; larger while there are few."""
-    return max(1 - run.params.weight_average, 9 / (10 + run.params.step))
+    """Weight of the newest weights in the average; larger while a phase has had few steps."""
+    return max(1 - run.params.weight_average, 9 / (10 + run.params.phase_step))

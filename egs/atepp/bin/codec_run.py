@@ -3,6 +3,7 @@
 import argparse
 import copy
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,11 @@ def build_run(
     torch.manual_seed(params.train_seed)
     model = open_model(params)
     check_latents(params, model.config.codebook_size)
+    params.rate_bits = params.rate_bits or usual_rate(model.config)
     reader, clips, facts = open_sound(params, splits, model.config.sampling_rate)
     if rank == 0:
-        remove_leftovers(params.exp_dir)
+        for folder in (params.exp_dir, codec_folder(params)):
+            remove_leftovers(folder)
         write_run_record(params.exp_dir, params, facts)
     model.to(device).train()  # cuDNN computes no gradient of an LSTM in eval mode
     generator = torch.Generator(device).manual_seed(params.train_seed)
@@ -192,6 +195,11 @@ def open_model(params: AttributeDict) -> Any:
     return model
 
 
+def usual_rate(config: Any) -> float:
+    """Bits a frame that the noise phase lets through: a fifth more than the codes will have."""
+    return float(1.2 * config.num_quantizers * math.log2(config.codebook_size))
+
+
 def check_latents(params: AttributeDict, codebook_size: int) -> None:
     """Refuse k-means on fewer latents than codes.
 
@@ -230,7 +238,8 @@ def build_losses(
         weights = dict(params.loss_weights)
         if phase != "decoder":
             weights["fine"] = 0.0
-        loss = ReconstructionLoss(sampling_rate, weights, seed=params.train_seed)
+        floor = 10 ** (params.floor_db / 20)
+        loss = ReconstructionLoss(sampling_rate, weights, seed=params.train_seed, floor=floor)
         losses[phase] = loss.to(device)
     return losses
 

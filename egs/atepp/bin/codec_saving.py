@@ -59,8 +59,10 @@ def once(run: CodecRun, write: Callable[[], None]) -> None:
 
 
 def write_codec(run: CodecRun) -> None:
-    """The averaged codec as a folder of transformers."""
+    """The averaged codec as a folder of transformers, from when its codebooks are filled on."""
     params, folder = run.params, codec_folder(run.params)
+    if PHASES[params.phase] == "noise":
+        return
     if PHASES[params.phase] == "joint":
         keep_quotients(run)
     exact = params.train == "decoder"
@@ -119,6 +121,19 @@ def resume(run: CodecRun) -> bool:
     return True
 
 
+def check_fresh(folder: Path) -> None:
+    """Refuse to begin where another run has been: its checkpoints would be gone on from later.
+
+    Raises:
+      ValueError: There are checkpoints.
+    """
+    if found := list(find_checkpoints(folder)):
+        raise ValueError(
+            f"{folder} holds {found[0].name} of another run: give --resume auto to go on with it, "
+            "or another --exp-dir"
+        )
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     for path in find_checkpoints(folder):
         try:
@@ -132,11 +147,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def check_same_run(run: CodecRun, checkpoint: dict[str, Any], path: Path) -> None:
     """Refuse to go on under flags that decide what a step is."""
-    names = ("train", "adversarial", "batch_size", "segment_sec", "train_seed", "balancer")
+    names: tuple[str, ...] = ("init_from", "config", "train", "adversarial", "batch_size")
+    names += ("segment_sec", "train_seed", "balancer", "dtype", "floor_db", "quantizer_drop")
     differing = [
         f"--{name.replace('_', '-')} {checkpoint.get(name)} there, {run.params[name]} here"
         for name in names
-        if checkpoint.get(name) != run.params[name]
+        if str(checkpoint.get(name)) != str(run.params[name])
     ]
     if differing:
         raise ValueError(

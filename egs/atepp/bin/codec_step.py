@@ -32,19 +32,19 @@ def train_step(run: CodecRun, phase: str, audio: Tensor, share: float) -> None:
     run.begins("computing the loss", waits=True)
     passed = run_pass(run, phase, audio, share)
     target = audio[:, 0]
-    metrics = {}
+    metrics, bad = {}, torch.zeros((), dtype=torch.bool, device=run.device)
     if run.has_adversary(phase):
-        metrics["discriminator"] = train_discriminator(run, passed.sound.detach(), target)
+        metrics["discriminator"], bad = train_discriminator(run, passed.sound.detach(), target)
     terms = judge(run, phase, passed.sound, target)
     weights = run.params.loss_weights
     loss = torch.stack([weights[n] * t for n, t in terms.items()] + [*passed.others.values()]).sum()
     backward(run, phase, terms, passed, loss)
     learning = learning_module(run, phase)
-    norm, bad = guarded_step(run, run.optimizers["codec"], learning, loss.detach())
+    norm, is_bad = guarded_step(run, run.optimizers["codec"], learning, loss.detach())
     if passed.found is not None:
-        run.quantizer.update(passed.found, is_good=~bad)
+        run.quantizer.update(passed.found, is_good=~is_bad)
     stop = torch.tensor(float(bool(run.stop.received)), device=run.device)
-    outcome = torch.stack([bad.float(), mean_over_ranks(stop)])
+    outcome = torch.stack([(bad | is_bad).float(), mean_over_ranks(stop)])
     run.outcomes.put(outcome, run.params.step)
     metrics |= {"loss": loss, **terms, **passed.others, "grad_norm": norm}
     pairs = {name: (value.detach(), 1) for name, value in metrics.items()}
@@ -89,16 +89,16 @@ def backward(
         loss.backward()
 
 
-def train_discriminator(run: CodecRun, sound: Tensor, target: Tensor) -> Tensor:
-    """One update of the discriminator; its loss, ()."""
+def train_discriminator(run: CodecRun, sound: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """One update of the discriminator; its loss, (), and whether the update was left out, ()."""
     assert run.discriminator is not None
     optimizer = run.optimizers["discriminator"]
     optimizer.zero_grad(set_to_none=True)
     with run.autocast():
         loss = discriminator_loss(run.discriminator(target), run.discriminator(sound))
     loss.backward()
-    guarded_step(run, optimizer, run.discriminator, loss.detach())
-    return loss.detach()
+    _, bad = guarded_step(run, optimizer, run.discriminator, loss.detach())
+    return loss.detach(), bad
 
 
 def guarded_step(

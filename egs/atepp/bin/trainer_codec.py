@@ -30,7 +30,7 @@ from codec_options import get_parser, settle
 from codec_passes import averaging, begin_phase, follow, use_optimizer
 from codec_report import log_progress, report_held_out
 from codec_run import PHASES, CodecRun, build_run
-from codec_saving import once, resume, save, write_codec
+from codec_saving import check_fresh, once, resume, save, write_codec
 from codec_step import review, train_step
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -199,6 +199,8 @@ def run(rank: int, world_size: int, args: argparse.Namespace) -> None:
         torch.set_num_threads(args.num_threads)
     device = setup_dist(rank, world_size, args.master_port, args.dist_timeout)
     setup_logger(args.exp_dir / "log" / "log-train", rank, world_size)
+    if args.resume == "none":
+        check_fresh(args.exp_dir)
     stop = StopRequest()
     with handled(stop.note), Watchdog(args.dist_timeout) as watchdog:
         this = build_run(args, rank, device, stop, watchdog)

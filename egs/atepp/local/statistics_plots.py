@@ -55,7 +55,8 @@ def draw_shares(
 ) -> None:
     """A histogram of each split, in per cent of that split, so that large and small compare."""
     everything = [value for each in values.values() for value in each]
-    edges = np.histogram_bin_edges(everything or [0.0], bins=NUM_BINS)
+    span = None if any(everything) else (0.0, 1.0)  # all are 0: shares do not go below
+    edges = np.histogram_bin_edges(everything or [0.0], NUM_BINS, span)
     for split, each in values.items():
         if not len(each):
             continue
