@@ -42,9 +42,9 @@ window=15
 min_window=5
 min_duration=1
 device=auto
-num_workers=2
 num_processes=1         # several: torchrun shares the recordings among them, a GPU each
 # those below are the tokenizer's, and left to it where they are empty: bin/tokenizer.py --help
+num_workers=            # threads that read and resample, of each process
 num_quantizers=
 format=
 shard_size=
@@ -85,20 +85,34 @@ fi
 splits+=(--split-by "$split_by" --valid-fraction "$valid_fraction"
   --test-fraction "$test_fraction" --seed "$seed")
 
+workers=()  # how fast, not what: no part of the settings below
+if [ -n "$num_workers" ]; then workers=(--num-workers "$num_workers"); fi
 optional=()
 for name in num_quantizers format shard_size silence_db trim_silence max_silence max_clipped; do
   if [ -n "${!name}" ]; then optional+=("--${name//_/-}" "${!name}"); fi
 done
 
+# find_files FOLDER [TEST ...]: files and links, which the tokenizer takes for the files they name.
+# FOLDER may be a link itself; links to folders in it are not followed, as in the tokenizer.
+find_files() {
+  find -H "$1" \( -type f -o -type l \) "${@:2}"
+}
+
+# is_newer MARKER INPUT: whether a file of the input, or what a link stands for, changed since.
+is_newer() {
+  [ -n "$(find -H "$2" -cnewer "$1" \( -type f -o -type l \) -print -quit)" ] ||
+    # shellcheck disable=SC2016  # the inner shell is to expand them
+    [ -n "$(find -H "$2" -type l \
+      -exec sh -c 'find -L "$@" -prune -type f -cnewer "$0"' "$1" {} + 2> /dev/null)" ]
+}
+
 # A stage is done when its marker holds the settings of this run, and no input is newer.
 is_done() {
-  local inputs=("$audio_dir")
-  if [ "$split_csv" != none ]; then inputs+=("$split_csv"); fi
-  [ -f "$1" ] && [ "$(cat "$1")" = "$settings" ] &&
-    [ -z "$(find "${inputs[@]}" -type f -cnewer "$1" -print -quit)" ]
+  [ -f "$1" ] && [ "$(cat "$1")" = "$settings" ] && ! is_newer "$1" "$audio_dir" &&
+    { [ "$split_csv" = none ] || ! is_newer "$1" "$split_csv"; }
 }
 settings="$audio_dir ${splits[*]} $codec $window $min_window $min_duration ${optional[*]-} \
-$( (find "$audio_dir" -type f 2> /dev/null || true) | wc -l)"
+$( (find_files "$audio_dir" 2> /dev/null || true) | wc -l)"
 
 # The valle of this clone is used even where the package is not installed.
 export PYTHONPATH="$_here/../..${PYTHONPATH:+:$PYTHONPATH}"
@@ -110,7 +124,7 @@ if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
     log "goes; recordings elsewhere: --audio-dir. To try the recipe without any: egs/minipiano/run.sh"
     exit 1
   fi
-  num_files=$(find "$audio_dir" -type f \( -iname '*.wav' -o -iname '*.flac' -o -iname '*.ogg' \
+  num_files=$(find_files "$audio_dir" \( -iname '*.wav' -o -iname '*.flac' -o -iname '*.ogg' \
     -o -iname '*.mp3' \) | wc -l | tr -d ' ')
   log "$num_files recordings; table of splits: $split_csv"
   if [ "$num_files" -eq 0 ]; then
@@ -124,15 +138,26 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   if is_done "$output_dir/.tokenize.done"; then
     log "done before (remove $output_dir/.tokenize.done to do it again)"
   else
+    # Until this stage is done the manifests may be of two runs, which no marker may call checked.
+    rm -f "$output_dir"/.{tokenize,validate,statistics}.done
+    mkdir -p "$output_dir"
+    echo "$settings" > "$output_dir/.tokenize.begun"
     launcher=("$python")
     if [ "$num_processes" -gt 1 ]; then
       launcher=("$python" -m torch.distributed.run --nproc-per-node "$num_processes")
     fi
     "${launcher[@]}" "$_here/bin/tokenizer.py" --src-dir "$audio_dir" --output-dir "$output_dir" \
       --codec "$codec" --window "$window" --min-window "$min_window" \
-      --min-duration "$min_duration" --device "$device" --num-workers "$num_workers" \
-      "${splits[@]}" ${optional[@]+"${optional[@]}"}
-    echo "$settings" > "$output_dir/.tokenize.done"
+      --min-duration "$min_duration" --device "$device" "${splits[@]}" \
+      ${workers[@]+"${workers[@]}"} ${optional[@]+"${optional[@]}"}
+    # the tokenizer writes it last: it says that the manifests are whole
+    if [ ! "$output_dir/recordings.jsonl" -nt "$output_dir/.tokenize.begun" ]; then
+      log "The tokenizer wrote no manifests into $output_dir: it took itself for one of several"
+      log "processes, see above what is not finished. Are RANK and WORLD_SIZE set by something else?"
+      exit 1
+    fi
+    # the time of its beginning stays: a recording that changed meanwhile is newer
+    mv "$output_dir/.tokenize.begun" "$output_dir/.tokenize.done"
   fi
 fi
 

@@ -15,8 +15,8 @@ codec=facebook/encodec_32khz
 num_epochs=20           # of the joint training, or of each half
 max_duration=150        # seconds of sound a batch: lower it if the GPU's memory is short
 dtype=bfloat16
-prompts=                # files to continue, separated by spaces; empty: the first test recordings
-num_prompts=3
+prompts=                # files to continue, a line each; empty: the first test recordings
+num_prompts=3           # of the test recordings
 
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$_here/../.."
@@ -54,21 +54,37 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && [ "$joint" != true ]; then
 fi
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
+  limit=-1
   if [ -z "$prompts" ]; then
-    prompts=$(python - "$manifest_dir" "$num_prompts" << 'PYTHON'
+    limit=$num_prompts
+    prompts=$(
+      python - "$manifest_dir" << 'PYTHON'
 import sys
 from valle.data import load_cuts
 from valle.data.manifest import manifest_path
 cuts = load_cuts(manifest_path(sys.argv[1], "test"))
 files = (cut.recording.sources[0].source for cut in cuts)
-print(*list(dict.fromkeys(files))[: int(sys.argv[2])])
+print(*dict.fromkeys(files), sep="\n")
 PYTHON
     )
   fi
-  log "Stage 3: continue $prompts"
-  # shellcheck disable=SC2086  # several files
+  files=()
+  missing=()
+  while IFS= read -r file; do
+    if [ -z "$file" ]; then continue; fi
+    if [ "${#files[@]}" -eq "$limit" ]; then break; fi
+    if [ -f "$file" ]; then files+=("$file"); else missing+=("$file"); fi
+  done <<< "$prompts"
+  if [ "${#missing[@]}" -gt 0 ]; then
+    log "Stage 3: ${#missing[@]} files to continue are not there and are left out: ${missing[0]} ..."
+  fi
+  if [ "${#files[@]}" -eq 0 ]; then
+    log "No file to continue: bring the test recordings back, or name others, a line each: --prompts"
+    exit 1
+  fi
+  log "Stage 3: continue ${files[*]}"
   python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
-    --audio-prompts $prompts --prompt-duration 5 --max-duration 10 --codec "$codec" \
+    --audio-prompts "${files[@]}" --prompt-duration 5 --max-duration 10 --codec "$codec" \
     --output-dir "$exp_dir/continuations"
   log "Watch it: tensorboard --logdir $exp_dir"
 fi

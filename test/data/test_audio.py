@@ -32,7 +32,7 @@ def test_formats(tmp_path, suffix):
     assert abs(float(sound.samples.abs().max()) - 0.5) < 0.1
 
 
-@pytest.mark.parametrize("suffix", [".flac", ".mp3"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3"])
 def test_half_a_file_is_an_error_that_names_it(tmp_path, suffix):
     path = tmp_path / f"half{suffix}"
     soundfile.write(path, tone(16000, 5), 16000)
@@ -40,6 +40,40 @@ def test_half_a_file_is_an_error_that_names_it(tmp_path, suffix):
     with pytest.raises(AudioError, match="half") as error:
         read_mono(path)
     assert error.value.kind in ("damaged", "cut off")
+
+
+def with_size_of_samples(path, size: int | None = None, kept: int | None = None, **how) -> None:
+    """A wav of 1 s whose header declares so many bytes of samples; the file may be cut."""
+    soundfile.write(path, tone(8000), 8000, **how)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"data") + 8
+    if size is not None:
+        content[start - 4 : start] = size.to_bytes(4, "little")
+    path.write_bytes(content[: kept and start + kept])
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x80000000, 0xFFFFFFFF])
+def test_a_wav_whose_writer_did_not_know_its_length_is_whole(tmp_path, size):
+    with_size_of_samples(tmp_path / "a.wav", size)
+    assert len(read_mono(tmp_path / "a.wav").samples) == 8000
+
+
+@pytest.mark.parametrize("how", [{}, {"subtype": "PCM_24", "format": "WAVEX"}])
+def test_a_wav_may_end_a_little_early(tmp_path, how):
+    width = 3 if how else 2
+    with_size_of_samples(tmp_path / "a.wav", kept=7300 * width, **how)
+    assert len(read_mono(tmp_path / "a.wav").samples) == 7300
+    with_size_of_samples(tmp_path / "a.wav", kept=7100 * width, **how)
+    with pytest.raises(AudioError, match=r"declares 8000 samples, only 7100 decode"):
+        read_mono(tmp_path / "a.wav")
+    assert len(read_mono(tmp_path / "a.wav", max_seconds=0.5).samples) == 4000
+
+
+def test_what_stands_behind_the_samples_of_a_wav_does_not_matter(tmp_path):
+    with_size_of_samples(tmp_path / "a.wav")
+    with open(tmp_path / "a.wav", "ab") as file:
+        file.write(b"LIST" + (9000).to_bytes(4, "little") + bytes(9000))
+    assert len(read_mono(tmp_path / "a.wav").samples) == 8000
 
 
 def test_kinds_of_useless_audio(tmp_path):

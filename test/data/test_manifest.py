@@ -8,7 +8,15 @@ from lhotse import CutSet, Features, MonoCut, NumpyFilesWriter
 from lhotse.utils import LOG_EPSILON
 from tiny_cuts import CODEC, tiny_codes, write_manifest
 
-from valle.data.manifest import codec_of, cut_codes, load_cuts, manifest_path, reaches_end
+from valle.data.dataset import TokenDataset
+from valle.data.manifest import (
+    SOUND_END,
+    codec_of,
+    cut_codes,
+    load_cuts,
+    manifest_path,
+    reaches_end,
+)
 
 
 @pytest.fixture
@@ -53,6 +61,28 @@ def test_a_folder_may_move_and_the_working_directory_change(manifest, tmp_path, 
     monkeypatch.chdir("/")
     for cut, codes in zip(cuts, expected, strict=True):
         np.testing.assert_array_equal(cut_codes(cut), codes)
+
+
+def test_tokens_of_another_corpus_do_not_stand_in(manifest, tmp_path, monkeypatch):
+    write_manifest(tmp_path / "other", [50.0, 50.0, 50.0])
+    monkeypatch.chdir(tmp_path / "other")  # it has `tokens/train-0.npy`, too
+    (manifest.parent / "tokens").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"made/tokens/train-0\.npy"):
+        cut_codes(next(iter(load_cuts(manifest))))
+
+
+def test_the_end_of_the_sound_is_the_end_where_silence_was_trimmed(tmp_path):
+    path = write_manifest(tmp_path, [10.0])
+    (cut,) = load_cuts(path)
+    trimmed = cut.truncate(duration=8.0).with_custom(SOUND_END, 8.0)
+    parts = [trimmed.truncate(duration=4.0), trimmed.truncate(offset=4.0)]
+    CutSet.from_cuts(with_names([*parts, cut.truncate(duration=8.0), cut])).to_file(path)
+    batch = TokenDataset()[load_cuts(path)]
+    assert batch["reaches_end"].tolist() == [False, True, False, True]
+
+
+def with_names(cuts: list[MonoCut]) -> list[MonoCut]:
+    return [cut.with_id(str(index)) for index, cut in enumerate(cuts)]
 
 
 def test_manifests_that_are_missing_or_empty(tmp_path):
@@ -103,6 +133,7 @@ def test_the_older_layout_in_hdf5(tmp_path, monkeypatch):
     CutSet.from_cuts([cut]).to_file(tmp_path / "cuts_train.jsonl.gz")
     (loaded,) = load_cuts(tmp_path / "cuts_train.jsonl.gz")
     np.testing.assert_array_equal(cut_codes(loaded), codes)
+    read_from_the_directory_of_its_making(tmp_path, codes, monkeypatch)
     assert cut_codes(loaded).dtype == np.int64
     part = loaded.truncate(offset=0.4, duration=1.0)
     np.testing.assert_array_equal(cut_codes(part), codes[20:70])
@@ -114,6 +145,18 @@ def test_the_older_layout_in_hdf5(tmp_path, monkeypatch):
     )
     with pytest.raises(ImportError, match=r"pip install 'valle\[hdf5\]'"):
         cut_codes(loaded)
+
+
+def read_from_the_directory_of_its_making(folder, codes, monkeypatch) -> None:
+    """The manifest lies elsewhere, and its path is that from the working directory."""
+    (folder / "data").mkdir()
+    (folder / "atepp_encodec_train.h5").rename(folder / "data" / "atepp_encodec_train.h5")
+    monkeypatch.chdir(folder)
+    cut = older_cut(codes, "data/atepp_encodec_train.h5", "a", "numpy_hdf5")
+    (folder / "manifests").mkdir()
+    CutSet.from_cuts([cut]).to_file(folder / "manifests" / "cuts_train.jsonl.gz")
+    (loaded,) = load_cuts(folder / "manifests" / "cuts_train.jsonl.gz")
+    np.testing.assert_array_equal(cut_codes(loaded), codes)
 
 
 def store(folder, array: np.ndarray) -> MonoCut:

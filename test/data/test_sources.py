@@ -1,8 +1,13 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
-from lhotse import CutSet, MonoCut, Recording, RecordingSet
+from lhotse import CutSet, MonoCut, MultiCut, Recording, RecordingSet
 from lhotse.audio import AudioSource
+from lhotse.cut import Cut
 
 from valle.data.sources import find_recordings, read_manifest
+from valle.data.storage import make_recording, whole_cut
 
 
 def touch(folder, *names):
@@ -78,3 +83,58 @@ def test_manifests_that_cannot_be_used(tmp_path):
     CutSet.from_cuts([MonoCut(id="a", start=0, duration=1, channel=0)]).to_file(path)
     with pytest.raises(ValueError, match="keep their recording"):
         read_manifest(path)
+
+
+def test_a_changed_recording_is_refused_as_its_file_is_not(tmp_path):
+    """What lhotse changes while it reads would else have the tokens of what it was before."""
+    path = tmp_path / "recordings.jsonl"
+    original = recording("a", "a.wav")
+    for changed in (original.perturb_speed(1.1), original.perturb_volume(0.5)):
+        RecordingSet.from_recordings([changed]).to_file(path)
+        with pytest.raises(ValueError, match=r"changed by (Speed|Volume), .* as a sound file"):
+            read_manifest(path)
+        CutSet.from_cuts([changed.to_cut()]).to_file(path)
+        with pytest.raises(ValueError, match=r"recording a_\S+ is its file changed by"):
+            read_manifest(path)
+
+
+@pytest.mark.parametrize("other", ["x/a.wav", "./x/a.wav", "y/../x/a.wav"])
+def test_one_file_has_one_id(tmp_path, other):
+    path = tmp_path / "recordings.jsonl"
+    RecordingSet.from_recordings([recording("a", "x/a.wav"), recording("b", other)]).to_file(path)
+    with pytest.raises(ValueError, match="is the file of recording a and of recording b, expected"):
+        read_manifest(path)
+
+
+def stereo_cut(channel: int | list[int]) -> Cut:
+    kind = MultiCut if isinstance(channel, list) else MonoCut
+    whole = make_recording("a", "a.wav", 80000, 8000, 2)
+    return kind(id="a", start=0, duration=10, channel=channel, recording=whole)
+
+
+def test_cuts_take_all_channels(tmp_path, codec_info):
+    path = tmp_path / "cuts.jsonl"
+    for channel in (0, 1, [1]):
+        CutSet.from_cuts([stereo_cut(channel)]).to_file(path)
+        with pytest.raises(ValueError, match=r"cut a takes channel .* expected all, \[0, 1\]"):
+            read_manifest(path)
+    # those of this tokenizer mean the mix, and may be tokenised again
+    tokens = whole_cut(stereo_cut(0).recording, "tokens", "a", 500, codec_info)
+    for cut in (stereo_cut([0, 1]), tokens):
+        CutSet.from_cuts([cut]).to_file(path)
+        assert [len(source.cuts) for source in read_manifest(path)] == [1]
+
+
+@pytest.mark.parametrize("name", ["cuts.jsonl.gz", "cuts.jsonl"])
+def test_a_damaged_manifest_is_named(tmp_path, name):
+    path = tmp_path / name
+    recordings = [replace(recording(f"r{i}", f"{i}.wav")) for i in range(2000)]
+    RecordingSet.from_recordings(recordings).to_file(path)
+    content = path.read_bytes()
+    assert len(read_manifest(path)) == 2000
+    noise = np.random.default_rng(0).bytes(1000)
+    damaged = [content[: len(content) // 2 - 3], content[:-2000] + noise + content[-1000:]]
+    for bytes_ in damaged:
+        path.write_bytes(bytes_)
+        with pytest.raises(ValueError, match=rf"the manifest .*{name} is damaged: .* make it"):
+            read_manifest(path)

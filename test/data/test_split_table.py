@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from valle.data.split_table import (
+    Row,
     add_table_arguments,
     group_columns,
     match_rows,
@@ -60,6 +61,31 @@ def test_same_name_in_two_folders_is_told_apart_by_the_folder(table):
     found = match_rows(paths, rows, table, "audio_filename")
     assert found["a"] is rows[1]
     assert found["b"] is rows[2]
+
+
+def test_a_row_belongs_to_the_recording_that_shares_most_folders_with_it(tmp_path):
+    rows = [Row(path_parts("Bach/Suite/01.mid"), "train")]
+    paths = {
+        "own": "rec/Bach/Suite/01.wav",
+        "another format": "rec/mp3/Bach/Suite/1.mp3",
+        "another suite": "rec/Handel/Suite/01.wav",
+        "another piece": "rec/Mozart/K331/01.wav",
+    }
+    found = match_rows(paths, rows, tmp_path / "table.csv", "file")
+    assert found.keys() == {"own", "another format"}
+    backwards = dict(reversed(paths.items()))
+    assert match_rows(backwards, rows, tmp_path / "table.csv", "file") == found
+
+
+def test_rows_without_folders_are_for_all_folders_alike(tmp_path):
+    rows = [Row(path_parts("01"), "train"), Row(path_parts("Bach/Suite/02.mid"), "test")]
+    paths = {"a": "disc 1/01.wav", "b": "disc 2/01.wav", "c": "flat/2.flac", "d": "3.wav"}
+    found = match_rows(paths, rows, tmp_path / "table.csv", "file")
+    assert {id_: row.split for id_, row in found.items()} == {
+        "a": "train",
+        "b": "train",
+        "c": "test",
+    }
 
 
 def test_an_ambiguous_piece_is_refused(table):

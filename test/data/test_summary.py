@@ -14,7 +14,7 @@ from valle.data.datamodule import DurationFilter
 from valle.data.jsonl import write_jsonl
 from valle.data.manifest import load_cuts
 from valle.data.storage import write_cuts
-from valle.data.summary import Summary, fingerprint, read_summary, summary_path
+from valle.data.summary import Summary, fingerprint, promised_cuts, read_summary, summary_path
 
 
 @pytest.fixture
@@ -104,6 +104,7 @@ def test_a_summary_of_another_manifest_is_not_believed(manifest):
     CutSet.from_cuts(fewer).to_file(manifest)  # by lhotse, which knows nothing of summaries
     assert read_summary(manifest) is None
     assert len(load_cuts(manifest)) == len(fewer)
+    assert promised_cuts(manifest) == len(fewer) + 1
 
 
 def test_the_same_size_with_other_content_is_noticed(tmp_path):
@@ -121,6 +122,9 @@ def test_the_same_size_with_other_content_is_noticed(tmp_path):
 def test_what_is_no_summary_is_passed_over(manifest, content):
     summary_path(manifest).write_text(content, errors="surrogateescape")
     assert read_summary(manifest) is None
+    assert promised_cuts(manifest) is None
+    summary_path(manifest).unlink()
+    assert promised_cuts(manifest) is None
 
 
 def test_mixed_codecs_and_empty_manifests_leave_no_summary(tmp_path, manifest):

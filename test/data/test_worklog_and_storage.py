@@ -3,7 +3,7 @@ import pytest
 
 from valle.data import worklog
 from valle.data.storage import write_codes, write_cuts
-from valle.data.worklog import WorkLog, read_log
+from valle.data.worklog import WorkLog, read_log, take_lock
 from valle.utils.files import remove_leftovers, written_whole
 
 
@@ -27,6 +27,36 @@ def test_a_half_written_last_line_is_cut_off(tmp_path, kept_bytes, monkeypatch):
     with WorkLog(path) as log:
         log.add({"id": "c"})
     assert [entry["id"] for entry in read_log(path)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("line", [bytes(40), b'{"id": "x', b'"\xff"', b"[1]", b"5", b""])
+def test_a_line_that_cannot_be_read_is_logged_and_passed_over(tmp_path, caplog, line):
+    path = tmp_path / "work.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' + line + b'\n{"id": "b"}\n')
+    assert [entry["id"] for entry in read_log(path)] == ["a", "b"]
+    assert f"{path}, line 2 cannot be read: its item is done again" in caplog.text
+
+
+def test_a_shared_lock_keeps_out_who_wants_it_alone(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with open(path, "rb+") as first, open(path, "rb+") as second, open(path, "rb+") as third:
+        assert take_lock(first, shared=True)
+        assert take_lock(second, shared=True)
+        assert not take_lock(third)
+        first.close()
+        second.close()
+        assert take_lock(third)
+
+
+def test_two_that_write_one_file_at_once_do_not_meet(tmp_path):
+    """Their process numbers may be equal, on two machines."""
+    with written_whole(tmp_path / "a") as first, written_whole(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_log_of_nothing_but_half_a_line(tmp_path):

@@ -5,6 +5,7 @@ Each runs the real scripts with a tiny codec.
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def maestro(tmp_path) -> Path:
 def prepare(codec_dir, tmp_path):
     """Runs a script into `tmp_path/out` with the tiny codec; gives its exit status and output."""
 
-    def run(script: Path, *flags: object) -> tuple[int, str]:
+    def run(script: Path, *flags: object, **variables: str) -> tuple[int, str]:
         fixed = ["--output-dir", tmp_path / "out", "--codec", codec_dir]
         fixed += ["--window", 2, "--min-window", 0.5]
         result = subprocess.run(
@@ -104,7 +105,7 @@ def prepare(codec_dir, tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"PYTHON": sys.executable},
+            env=os.environ | {"PYTHON": sys.executable} | variables,
             check=False,
         )
         return result.returncode, result.stdout
@@ -202,3 +203,90 @@ def test_the_scripts_of_maestro_are_those_of_atepp_with_other_defaults(prepare):
             check=True,
         )
         assert "data/maestro" in result.stdout
+
+
+def test_links_are_recordings_and_a_change_behind_them_is_seen(prepare, tmp_path):
+    write_sound(tmp_path / "disk" / "1.wav", 44100, 1, 2.0, 1)
+    for i in (2, 3):
+        write_sound(tmp_path / "other disk" / f"{i}.wav", 44100, 1, 2.0, i)
+        (tmp_path / "disk" / f"{i}.wav").symlink_to(tmp_path / "other disk" / f"{i}.wav")
+    (tmp_path / "dl").mkdir()
+    (tmp_path / "dl" / "recordings").symlink_to(tmp_path / "disk")
+    flags = ("--dl-dir", "dl", "--stop-stage", 1)
+    status, out = prepare(ATEPP, *flags)
+    assert status == 0, out
+    assert "3 recordings; table of splits: none" in out
+    assert sum(map(len, splits_in(tmp_path / "out").values())) == 3
+    assert "done before (" in prepare(ATEPP, *flags)[1]
+    write_sound(tmp_path / "other disk" / "3.wav", 44100, 1, 2.5, 4)
+    out = prepare(ATEPP, *flags, PYTHON="echo")[1]
+    assert "tokenizer.py --src-dir dl/recordings" in out
+    assert "done before (" not in out
+
+
+KILLED_AFTER_TRAIN = """
+import os, runpy, sys
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import tokenizer_manifests
+write_split = tokenizer_manifests.write_split
+tokenizer_manifests.write_split = lambda *args: (write_split(*args), os._exit(9))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_manifests_of_two_runs_are_never_called_checked(prepare, tmp_path):
+    for i in range(5):
+        write_sound(tmp_path / "music" / f"{i}.wav", 44100, 1, 2.0, i)
+    flags = ("--audio-dir", "music", "--valid-fraction", 0.4, "--stop-stage", 1)
+    status, out = prepare(ATEPP, *flags)
+    assert status == 0, out
+    whole = splits_in(tmp_path / "out")
+    marker = tmp_path / "out" / ".tokenize.done"
+    for later in (".validate.done", ".statistics.done"):
+        shutil.copy(marker, marker.with_name(later))
+    assert "done before (" in prepare(ATEPP, *flags, "--stop-stage", 2)[1]
+
+    (tmp_path / "killed.py").write_text(KILLED_AFTER_TRAIN)
+    killed = tmp_path / "python"
+    killed.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/killed.py" "$@"\n')
+    killed.chmod(0o755)
+    status, _ = prepare(ATEPP, *flags, "--seed", 7, PYTHON=str(killed))
+    assert status == 9
+    assert splits_in(tmp_path / "out") != whole
+    assert not list((tmp_path / "out").glob(".*.done"))
+
+    out = prepare(ATEPP, *flags, "--stop-stage", 2, PYTHON="echo")[1]
+    assert "tokenizer.py --src-dir music" in out
+    assert "done before (" not in out
+
+
+def test_one_process_of_several_is_no_whole_run(prepare, tmp_path):
+    for i in range(3):
+        write_sound(tmp_path / "music" / f"{i}.wav", 44100, 1, 2.0, i)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recordings.jsonl").write_text("of an earlier run\n")
+    flags = ("--audio-dir", "music", "--stop-stage", 1)
+    status, out = prepare(ATEPP, *flags, RANK="0", WORLD_SIZE="2")
+    assert status == 1
+    assert "not finished yet" in out
+    assert "The tokenizer wrote no manifests into" in out
+    assert not (tmp_path / "out" / ".tokenize.done").exists()
+
+
+def test_the_tokenizer_chooses_its_threads_unless_told(prepare, tmp_path):
+    write_sound(tmp_path / "music" / "a.wav", 44100, 1, 2.0, 0)
+    flags = ("--audio-dir", "music", "--stop-stage", 1)
+    _, out = prepare(ATEPP, *flags, PYTHON="echo")
+    assert "--src-dir music" in out
+    assert "--num-workers" not in out
+    assert "--num-workers 3" in prepare(ATEPP, *flags, "--num-workers", 3, PYTHON="echo")[1]
+
+
+def test_an_option_may_share_its_name_with_a_variable_of_the_environment(prepare):
+    status, out = prepare(ATEPP, "--seed", 3, "--help", seed="1")
+    assert status == 0, out
+    assert "--seed '3'" in out
+    status, out = prepare(ATEPP, "--http-proxy", "y", http_proxy="x")
+    assert status == 2
+    assert "unknown option --http-proxy (http_proxy is a variable of the environment)" in out

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import gzip
 import json
 import re
 import sys
@@ -134,6 +135,16 @@ def test_the_page_is_whole_and_needs_nothing_else(folder, monkeypatch, capsys):
     assert "<td>a &lt;b&gt; &amp; c</td>" in html
     # the same corpus, the same page, byte for byte
     assert make_page(folder, monkeypatch, capsys, *flags)[1] == html
+
+
+def test_a_damaged_manifest_hides_no_other(folder, monkeypatch, capsys):
+    path = folder / "cuts_validation.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    path.write_bytes(gzip.compress(b"\n".join([*lines[:3], b"null", *lines[3:]])))
+    out, _ = make_page(folder, monkeypatch, capsys)
+    assert "1 problems were met: see validate_manifests.py." in out
+    assert re.search(r"^train +144 ", out, re.MULTILINE)
+    assert re.search(r"^validation +3 ", out, re.MULTILINE)
 
 
 def test_manifests_from_elsewhere_have_a_shorter_page(folder, monkeypatch, capsys):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 import tokenizer
+import tokenizer_reading
 from tiny_codec import RATE, noise
 from tokenizer_runs import arguments
 
-from valle.data.audio import read_mono
+from valle.data.audio import AudioError, read_mono
 from valle.data.codec import Codec
 from valle.data.manifest import cut_codes, load_cuts
+from valle.data.sources import Source
 from valle.data.storage import stored_frames
 
 SECONDS = 2.345
@@ -45,6 +47,14 @@ def with_infinity(path: Path) -> None:
     sound = noise(SECONDS)
     sound[777] = -np.inf
     save(path, sound, subtype="DOUBLE")
+
+
+def with_largest_samples(path: Path) -> None:
+    """All is finite, until a filter adds some of them up."""
+    sound = noise(SECONDS, 44100)
+    sound[1000:1100] = np.finfo("f4").max
+    sound[1050:1100] *= -1
+    save(path, sound, 44100, subtype="FLOAT")
 
 
 def with_rate_in_header(path: Path, rate: int) -> None:
@@ -88,8 +98,7 @@ TOKENS = {
     "-x $HOME; `y` %s {}.wav": save,
     ".hidden.wav": save,
     f"{'é' * 125}a.wav": save,  # 255 bytes
-    "half.wav": cut_short,  # wav and ogg are as long as their samples, whatever a header says
-    "half.ogg": cut_short,
+    "half.ogg": cut_short,  # nothing in it tells how long it was
     "piped.wav": piped_wav,
     "piped.flac": of_unknown_length,
     "deep/er/and/deeper/x.ogg": save,
@@ -104,6 +113,7 @@ SKIPPED = {
     "empty.flac": ("damaged", lambda path: path.touch()),
     "empty.ogg": ("damaged", lambda path: path.touch()),
     "empty.mp3": ("damaged", lambda path: path.touch()),
+    "half.wav": ("cut off", cut_short),
     "half.flac": ("damaged", cut_short),
     "half.mp3": ("cut off", lambda path: cut_short(path, 16000)),
     "header.wav": ("empty", only_header),
@@ -113,6 +123,15 @@ SKIPPED = {
     "zeros.flac": ("damaged", lambda path: path.write_bytes(bytes(10_000))),
     "nan.wav": ("not finite", with_nan),
     "infinity.wav": ("not finite", with_infinity),
+    "too loud to resample.wav": ("too loud", with_largest_samples),
+    "too loud to square.wav": (
+        "too loud",
+        lambda path: save(path, noise(SECONDS) * 1e25, subtype="FLOAT"),
+    ),
+    "cancelled.wav": (
+        "silent",
+        lambda path: save(path, np.stack([noise(SECONDS), -noise(SECONDS)], 1)),
+    ),
     "silence.wav": ("silent", lambda path: save(path, np.zeros(RATE * 2))),
     "short.wav": ("too short", lambda path: save(path, noise(0.9))),
     "44101.wav": ("odd rate", lambda path: save(path, rate=44101)),
@@ -153,7 +172,7 @@ def test_it_becomes_tokens_of_its_true_length(everything, codec, name):
     folder, output = everything
     line = lines_of(output)[Path(name).name]
     sound = read_mono(folder / name)
-    if not name.startswith("half"):
+    if name != "half.ogg":
         assert sound.duration_sec == pytest.approx(SECONDS, abs=0.01)
     assert line["num_frames"] == stored_frames(sound.duration_sec, codec.info)
     assert (line["num_samples"], line["sampling_rate"]) == (len(sound.samples), sound.sampling_rate)
@@ -176,6 +195,48 @@ def test_it_is_skipped_and_counted(everything, name):
     printable = name.encode(errors="backslashreplace").decode()
     assert lines_of(output)[printable].keys() == {"id", "path", "skipped"}
     assert lines_of(output)[printable]["skipped"] == SKIPPED[name][0]
+
+
+def test_whatever_is_measured_is_plain_json(everything):
+    """Infinity, which Python writes, is not."""
+    _, output = everything
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for path in [output / "recordings.jsonl", *output.glob("work-*.jsonl")]:
+        for line in path.read_text("utf-8").splitlines():
+            json.loads(line, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("group_sec", [0, 100])
+def test_what_the_codec_refuses_is_skipped_alone(codec_dir, tmp_path, monkeypatch, group_sec):
+    for name, seconds in (("a", 1.5), ("b", 2.5), ("c", 1.7)):
+        save(tmp_path / "in" / f"{name}.wav", noise(seconds))
+    encode = Codec.encode
+
+    def choosy(self, audio, sampling_rate=None):
+        rows = audio if isinstance(audio, list) else [audio]
+        if any(row.shape[-1] == 2.5 * RATE for row in rows):
+            raise AudioError("not finite", "a recording holds NaN")
+        return encode(self, audio, sampling_rate)
+
+    monkeypatch.setattr(Codec, "encode", choosy)
+    flags = ("--src-dir", tmp_path / "in", "--group-sec", group_sec)
+    assert tokenizer.run(arguments(codec_dir, tmp_path / "out", *flags)) == 0
+    lines = lines_of(tmp_path / "out")
+    assert lines["b.wav"]["skipped"] == "not finite"
+    assert [lines[name]["num_frames"] for name in ("a.wav", "c.wav")] == [75, 85]
+
+
+def test_an_error_of_resampling_names_the_file(tmp_path, codec_dir, monkeypatch):
+    path = tmp_path / "in" / "a.wav"
+    save(path)
+    monkeypatch.setattr(tokenizer_reading, "resample", lambda samples, *_: samples * np.inf)
+    args = arguments(codec_dir, tmp_path / "out", "--src-dir", path.parent)
+    error = tokenizer_reading.load_source(Source("a", str(path), "a"), RATE, args)
+    assert isinstance(error, AudioError)
+    assert str(error).startswith(f"{path}, resampled, holds")
 
 
 def test_nothing_is_lost_from_the_list(everything):

@@ -3,13 +3,14 @@
 import gzip
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import validate_manifests as validator
-from lhotse import CutSet
+from lhotse import AudioSource, CutSet, Features, MonoCut
 from manifest_report import _KEPT_PROBLEMS, SplitReport
 from manifest_tables import entropy_bits, perplexity
 from tiny_cuts import CODEC, write_manifest
@@ -141,6 +142,62 @@ def test_a_damaged_manifest_is_a_problem(keep, folder):
     assert "cuts_validation.jsonl.gz cannot be read beyond" in problems[0]
 
 
+def spoil_a_byte(path: Path, index: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[index] ^= 0x46
+    path.write_bytes(content)
+
+
+def with_line(path: Path, change: Callable[[str], str]) -> None:
+    """Change the third of the manifest's lines."""
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    lines[2] = change(lines[2])
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+WRONG_LINES = {
+    "null": lambda line: "null",
+    "a list": lambda line: "[1]",
+    "no cut": lambda line: '{"id": "train-0-0002", "recording_id": "r", "start": 0, "duration": 1}',
+    "a renamed field": lambda line: line.replace('"start"', '"begin"', 1),
+    "a field of another kind": lambda line: line.replace('"duration": 10.0', '"duration": "x"', 1),
+    "a negative duration": lambda line: line.replace('"duration": 10.0', '"duration": -1.0', 1),
+    "an id that is a list": lambda line: re.sub('"id": "[^"]*"', '"id": ["a"]', line, count=1),
+}
+
+
+# its mark, the first packed byte, some further, its checksum, its length
+@pytest.mark.parametrize("index", [0, 10, 50, 100, 200, 300, -8, -4])
+def test_a_spoilt_byte_is_a_problem_of_its_file(index, folder, monkeypatch, capsys):
+    spoil_a_byte(folder / "cuts_train.jsonl.gz", index)
+    assert "training must not start" in str(check(folder, monkeypatch))
+    out = capsys.readouterr().out
+    assert f"PROBLEM {folder}/cuts_train.jsonl.gz cannot be read beyond" in out
+    assert re.search(r"test +6", out)  # the others were read
+
+
+@pytest.mark.parametrize("what", WRONG_LINES)
+def test_a_wrong_line_is_a_problem_of_its_file(what, folder):
+    with_line(folder / "cuts_train.jsonl.gz", WRONG_LINES[what])
+    reports, problems = validator.validate(folder)
+    assert any(
+        f"{folder}/cuts_train.jsonl.gz cannot be read beyond" in problem
+        or "train-0-0002" in problem
+        for problem in problems
+    )
+    assert reports["train"].num_cuts >= 2
+    assert reports["test"].num_cuts == 6
+
+
+def test_a_field_of_the_tokens_that_is_missing_is_a_problem_of_its_cut(folder):
+    path = folder / "cuts_train.jsonl.gz"
+    with_line(path, lambda line: line.replace('"temporal_dim"', '"time"'))
+    reports, problems = validator.validate(folder)
+    assert len(problems) == 1
+    assert "cut train-0-0002: its tokens cannot be read (AttributeError" in problems[0]
+    assert reports["train"].num_cuts == 6
+
+
 @pytest.mark.parametrize(("split", "starts"), [("test", True), ("validation", False)])
 @pytest.mark.parametrize("how", ["missing", "empty"])
 def test_a_split_without_cuts_matters_only_where_training_opens_it(
@@ -182,6 +239,29 @@ def test_a_damaged_shard_is_a_problem_of_its_cuts(folder):
     assert all("tokens cannot be read" in problem for problem in problems)
 
 
+def test_a_missing_shard_is_a_problem(folder):
+    shards = as_shards(folder) / "cuts_train"
+    (shards / "cuts.000001.jsonl.gz").unlink()
+    lacking = f"{shards} has no cuts.000001.jsonl.gz: copy that shard again, or prepare again"
+    fewer = f"{shards} holds 4 cuts, 6 by the summary beside it: shards are missing, or of another"
+    problems = validator.validate(shards.parent)[1]
+    assert problems[0] == lacking
+    assert problems[1].startswith(fewer)
+    (shards / "audio_features.000001.tar").unlink()  # the last, as if it had never been
+    (problem,) = validator.validate(shards.parent)[1]
+    assert problem.startswith(fewer)
+    (shards.parent / "cuts_train.summary.json").unlink()
+    assert validator.validate(shards.parent)[1] == []  # nothing tells of it
+
+
+def test_a_gap_in_the_numbers_of_shards_is_a_problem(folder):
+    shards = as_shards(folder) / "cuts_train"
+    for path in (*shards.glob("*.000000.*"), shards.parent / "cuts_train.summary.json"):
+        path.unlink()
+    (problem,) = validator.validate(shards.parent)[1]
+    assert "has no cuts.000000.jsonl.gz" in problem
+
+
 def test_no_training_manifest_is_an_error(tmp_path, monkeypatch):
     assert "error: no cuts_train.jsonl.gz" in check(tmp_path, monkeypatch)
 
@@ -195,6 +275,72 @@ def test_what_concerns_several_cuts(folder):
         "cut id train-0-0001 occurs more than once in cuts_train.jsonl.gz",
         "recording train-0 is in train and in test",
     ]
+
+
+def rewrite(path: Path, change: Callable[[MonoCut], MonoCut]) -> None:
+    CutSet.from_cuts(list(map(change, load_cuts(path)))).to_file(path)
+
+
+def test_a_file_under_two_ids_is_in_two_splits_all_the_same(folder):
+    def renamed(cut: MonoCut) -> MonoCut:
+        source = replace(cut.recording.sources[0], source="./train-1.flac")
+        return replace(cut, recording=replace(cut.recording, sources=[source]))
+
+    cut = next(iter(load_cuts(folder / "cuts_test.jsonl.gz")))
+    CutSet.from_cuts([renamed(cut)]).to_file(folder / "cuts_test.jsonl.gz")
+    assert validator.validate(folder)[1] == [
+        "train-1.flac is in train as train-1 and in test as test-0"
+    ]
+
+
+def test_sound_in_memory_has_no_file_to_be_shared(folder):
+    def in_memory(cut: MonoCut) -> MonoCut:
+        source = AudioSource("shar", [0], "")
+        return replace(cut, recording=replace(cut.recording, sources=[source]))
+
+    for split in ("train", "test"):
+        rewrite(folder / f"cuts_{split}.jsonl.gz", in_memory)
+    assert validator.validate(folder)[1] == []
+
+
+def as_features(cut: MonoCut) -> MonoCut:
+    """As VALL-E stored it: tokens as features, no recording."""
+    tokens = cut.audio_features
+    features = Features(
+        type="encodec32",
+        num_frames=tokens.shape[0],
+        num_features=tokens.shape[1],
+        frame_shift=tokens.frame_shift,
+        sampling_rate=32000,
+        start=0,
+        duration=cut.recording.duration,
+        storage_type="numpy_files",
+        storage_path=tokens.array.storage_path,
+        storage_key=tokens.array.storage_key,
+        recording_id=cut.recording.id,
+        channels=0,
+    )
+    return replace(cut, recording=None, features=features, custom=None)
+
+
+def test_leaks_are_seen_in_the_older_layout(folder):
+    for split in ("train", "validation", "test"):
+        rewrite(folder / f"cuts_{split}.jsonl.gz", as_features)
+    reports, problems = validator.validate(folder)
+    assert problems == []
+    assert {r.seconds for r in reports["train"].recordings.values()} == {40, 20}
+    CutSet.from_cuts([next(iter(load_cuts(folder / "cuts_train.jsonl.gz")))]).to_file(
+        folder / "cuts_test.jsonl.gz"
+    )
+    assert validator.validate(folder)[1] == ["recording train-0 is in train and in test"]
+
+
+def test_cuts_that_name_no_recording_are_remarked(folder, monkeypatch, capsys):
+    rewrite(folder / "cuts_test.jsonl.gz", lambda cut: replace(cut, recording=None))
+    assert check(folder, monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "WARNING the cuts of test do not say which recordings they are of" in out
+    assert "the cuts of train do not say" not in out
 
 
 def test_codecs_are_told_apart_within_a_split_and_between_splits(folder):

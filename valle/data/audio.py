@@ -4,6 +4,8 @@ Letters: N samples, C channels.
 """
 
 import math
+import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from valle.data.levels import FULL_SCALE, FULL_SCALE_8_BITS, Extremes, PeakMeter
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 # Recorded beside the tokens: another filter gives another waveform, hence possibly other tokens.
@@ -21,6 +25,10 @@ _LARGEST_FILTER = 2**28  # bytes
 _SYSTEM_ERROR = 2  # libsndfile's code for a failure that is not the file's
 _UNKNOWN_LENGTH = 2**62  # its count of samples where a file, written into a pipe, has none
 _LOWEST_RATE, _HIGHEST_RATE = 1000, 1_000_000
+# Bytes of samples that a wav file declares when its writer could not know, as into a pipe: 0, or
+# from here on (sox 0x7FFFF000, arecord 0x80000000, ffmpeg 0xFFFFFFFF).
+_UNKNOWN_BYTES = 0x7FFFF000
+_EIGHT_BITS = ("PCM_U8", "PCM_S8")
 # A decoder may end a few samples early; more than this missing means a cut-off file.
 _MISSING_SEC_ALLOWED = 0.1
 
@@ -45,11 +53,13 @@ class Sound:
       samples: (N,) float32, the mean of the channels.
       sampling_rate: Samples a second.
       num_channels: Channels of the file before the mix.
+      extremes: Peak and clipping of those channels.
     """
 
     samples: Tensor
     sampling_rate: int
     num_channels: int
+    extremes: Extremes
 
     @property
     def duration_sec(self) -> float:
@@ -77,15 +87,15 @@ def read_mono(path: str | Path, max_seconds: float | None = None) -> Sound:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no sound file at {path}")
-    with open(path, "rb"):  # libsndfile does not say why it cannot open a file
-        pass
+    excess = wav_excess(path)  # besides, libsndfile does not say why it cannot open a file
     try:
         with soundfile.SoundFile(str(path)) as file:
             # read on without a seek after each block, which fails where the length is unknown
             file.seekable = lambda: False
-            rate, channels, declared = file.samplerate, file.channels, file.frames
+            rate, channels, declared = file.samplerate, file.channels, round(file.frames * excess)
+            meter = PeakMeter(FULL_SCALE_8_BITS if file.subtype in _EIGHT_BITS else FULL_SCALE)
             wanted = declared if max_seconds is None else int(max_seconds * rate)
-            samples = _read_blocks(file.read, wanted, int(_BLOCK_SEC * rate))
+            samples = _read_blocks(file.read, wanted, int(_BLOCK_SEC * rate), meter)
     except soundfile.LibsndfileError as error:
         if getattr(error, "code", None) == _SYSTEM_ERROR:
             raise OSError(f"reading {path} failed: {error}") from error
@@ -99,16 +109,43 @@ def read_mono(path: str | Path, max_seconds: float | None = None) -> Sound:
             f"{path} is cut off: it declares {declared} samples, only {samples.shape[0]} decode",
         )
     check_samples(samples, str(path))
-    return Sound(samples, rate, channels)
+    return Sound(samples, rate, channels, meter.result())
 
 
-def _read_blocks(read: Callable[..., np.ndarray], wanted: int, block: int) -> Tensor:
+def wav_excess(path: Path) -> float:
+    """How many times the bytes of samples that a wav file holds it declares.
+
+    libsndfile takes what is there for the whole.
+
+    Returns:
+      1 where it is not cut off, does not know how long it is, or is of another format.
+
+    Raises:
+      OSError: The system does not let it be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return 1.0
+        while len(chunk := file.read(8)) == 8:
+            kind, size = struct.unpack("<4sI", chunk)
+            if kind == b"data":
+                held = os.fstat(file.fileno()).st_size - file.tell()
+                return max(size / held, 1.0) if held and size < _UNKNOWN_BYTES else 1.0
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 1.0
+
+
+def _read_blocks(
+    read: Callable[..., np.ndarray], wanted: int, block: int, meter: PeakMeter
+) -> Tensor:
     parts: list[np.ndarray] = []
     left = wanted
     while left > 0:
         part = read(min(block, left), dtype="float32", always_2d=True)  # (n, C)
         if not len(part):
             break
+        meter.add(part)
         parts.append(_mix(part))
         left -= len(part)
     return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0)

@@ -34,6 +34,8 @@ _NAMES = {
 }
 SPLITS = tuple(_NAMES)
 MANIFEST_SUFFIX = ".jsonl.gz"
+# Where the sound of a recording ends, if silence behind it was trimmed; in the cuts' `custom`.
+SOUND_END = "sound_end_sec"
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
@@ -150,24 +152,28 @@ class ResolvePaths:
         if isinstance(tokens, TemporalArray):
             array = tokens.array
             if array.storage_type != PLACEHOLDER:
-                path = _resolve(array.storage_path, self.folder)
+                path = _resolve(array.storage_path, self.folder, as_it_stands=False)
                 tokens = replace(tokens, array=replace(array, storage_path=path))
             return cut.with_custom("audio_features", with_rows_read(tokens, self.folder))
         if getattr(cut, "has_features", False):
             features = cut.features
-            storage_path = _resolve(features.storage_path, self.folder)
+            storage_path = _resolve(features.storage_path, self.folder, as_it_stands=True)
             return replace(cut, features=replace(features, storage_path=storage_path))
         return cut
 
 
 @lru_cache(maxsize=4096)
-def _resolve(storage_path: str, folder: str) -> str:
-    """Where a stored path is now: beside the manifest; else as it stands; else its name beside."""
-    candidates = (
+def _resolve(storage_path: str, folder: str, as_it_stands: bool) -> str:
+    """Where a stored path is now: beside the manifest; else as it stands; else its name beside.
+
+    Only the older layout has paths that are relative to a working directory. For ours, what lies
+    there under the same name is of another corpus.
+    """
+    candidates = [
         os.path.join(folder, storage_path),  # an absolute path stays itself
-        storage_path,
+        *([storage_path] if as_it_stands else []),
         os.path.join(folder, os.path.basename(storage_path)),
-    )
+    ]
     return next((path for path in candidates if os.path.exists(path)), candidates[0])
 
 
@@ -222,6 +228,8 @@ def _without_log_padding(codes: np.ndarray) -> np.ndarray:
 def reaches_end(cut: Any, tolerance_sec: float) -> bool:
     """Whether a cut ends where its recording ends, so that "stop here" is true of it.
 
+    Where silence at the end was trimmed, the end is that of the sound before it.
+
     Args:
       cut: A MonoCut. Without a recording, the span of its features stands for it.
       tolerance_sec: One frame: a recording's last frame may be a part of one.
@@ -232,6 +240,7 @@ def reaches_end(cut: Any, tolerance_sec: float) -> bool:
         end = cut.features.end
     else:
         return False
+    end = min(end, (cut.custom or {}).get(SOUND_END, end))
     return bool(cut.end >= end - tolerance_sec - 1e-6)
 
 

@@ -1,17 +1,21 @@
 """Finds the recordings to tokenise: a folder of sound files, or a lhotse manifest."""
 
+import gzip
 import hashlib
+import json
 import logging
 import os
 import re
 import unicodedata
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet, Recording, load_manifest_lazy
+from lhotse import Recording, load_manifest_lazy
+from lhotse.array import TemporalArray
 
 from valle.data.audio import AUDIO_SUFFIXES
 
@@ -70,18 +74,17 @@ def read_manifest(path: str | Path) -> list[Source]:
 
     Raises:
       FileNotFoundError: No such manifest.
-      ValueError: Another kind of manifest, an empty one, a recording that is not a single sound
-        file, or an id that stands for two recordings.
+      ValueError: Another kind of manifest, an empty or damaged one, a recording that is not a
+        single sound file as it is, an id that stands for two recordings or two ids for one, or
+        cuts of single channels.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no manifest at {path}")
-    manifest = load_manifest_lazy(path)
     paths: dict[str, str] = {}
+    ids: dict[str, str] = {}
     cuts: dict[str, list[Any]] = defaultdict(list)
-    for item in manifest or ():
-        recording = item
-        if isinstance(manifest, CutSet):
-            recording = getattr(item, "recording", None)
+    for item in _items(path):
+        recording = item if isinstance(item, Recording) else getattr(item, "recording", None)
         if not isinstance(recording, Recording):
             raise ValueError(
                 f"{path} holds a {type(item).__name__}, expected recordings, or cuts that keep "
@@ -90,12 +93,53 @@ def read_manifest(path: str | Path) -> list[Source]:
         source = _single_file(recording, path)
         if paths.setdefault(recording.id, source) != source:
             raise ValueError(f"{path}: recording id {recording.id} stands for two files")
-        if isinstance(manifest, CutSet):
+        if (first := ids.setdefault(os.path.abspath(source), recording.id)) != recording.id:
+            raise ValueError(
+                f"{path}: {source} is the file of recording {first} and of recording "
+                f"{recording.id}, expected one id a file, as both would have the same tokens, in "
+                "several splits perhaps: keep one of them, or save the other as a sound file"
+            )
+        if item is not recording:
+            _check_channels(item, path)
             cuts[recording.id].append(item)
     if not paths:
         raise ValueError(f"{path} is empty")
     keys = _unique_keys(paths, lambda id_: _safe(id_))
     return [Source(id_, paths[id_], keys[id_], cuts.get(id_, [])) for id_ in sorted(paths)]
+
+
+def _items(path: str | Path) -> Iterator[Any]:
+    """What a manifest holds.
+
+    Raises:
+      ValueError: It cannot be read to its end.
+    """
+    try:
+        yield from load_manifest_lazy(path) or ()
+    except (
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+    ) as error:
+        raise ValueError(
+            f"the manifest {path} is damaged: {error}. Expected lines of JSON to its end; was it "
+            "copied in part? Copy or make it again"
+        ) from error
+
+
+def _check_channels(cut: Any, path: str | Path) -> None:
+    """Refuse a cut of some channels, as tokens are those of the mix of all of them."""
+    if isinstance((cut.custom or {}).get("audio_features"), TemporalArray):
+        return  # tokens of the mix, by this very program: what it calls the channel is the mix
+    channels = cut.channel if isinstance(cut.channel, list) else [cut.channel]
+    if set(channels) != set(cut.recording.channel_ids):
+        raise ValueError(
+            f"{path}: cut {cut.id} takes channel {cut.channel} of recording {cut.recording.id}, "
+            f"expected all, {cut.recording.channel_ids}, as the channels are mixed: make cuts of "
+            "all channels (a MultiCut), or save that channel as a sound file"
+        )
 
 
 def _log_closed_folder(error: OSError) -> None:
@@ -109,6 +153,15 @@ def _single_file(recording: Any, path: str | Path) -> str:
         raise ValueError(
             f"{path}: recording {recording.id} comes from {len(sources)} sources ({kinds}), "
             "expected one file; save it as a sound file first"
+        )
+    if recording.transforms:
+        kinds = ", ".join(
+            str(t["name"] if isinstance(t, dict) else type(t).__name__)
+            for t in recording.transforms
+        )
+        raise ValueError(
+            f"{path}: recording {recording.id} is its file changed by {kinds}, expected the file "
+            "as it is, of which tokens are made: save the changed sound as a sound file first"
         )
     return str(sources[0].source)
 

@@ -3,7 +3,8 @@
 ATEPP, MAESTRO and most collections come with such a CSV file. A row belongs to the recording whose
 path has the same file name, extension aside; among several such rows, to the one with which it
 shares most folders, counted from the file up. So `Composer/Piece/00042.mid` in ATEPP's table names
-`recordings/Composer/Piece/00042.flac`.
+`recordings/Composer/Piece/00042.flac`. Of several recordings that come to one row, those have it
+that share most folders with it: others of the same file name are of another piece.
 """
 
 import argparse
@@ -151,7 +152,8 @@ def match_rows(
       file_column: Column of the files.
 
     Returns:
-      The row of each id that has one; ids without are left out.
+      The row of each id that has one; ids without are left out. Several may have the same: a
+      recording in two formats, or several folders of files that the table names without folders.
 
     Raises:
       ValueError: A recording matches rows of several splits or pieces, or nothing matches.
@@ -159,22 +161,31 @@ def match_rows(
     by_stem: dict[str, list[Row]] = {}
     for row in rows:
         by_stem.setdefault(row.parts[0], []).append(row)
-    found = {}
+    found: dict[str, Row] = {}
+    num_shared: dict[str, int] = {}
     for id_, path in paths.items():
-        best = _best_rows(path, by_stem)
+        best, shared = _best_rows(path, by_stem)
         if best:
-            found[id_] = _only_one(best, path, csv_file)
+            found[id_], num_shared[id_] = _only_one(best, path, csv_file), shared
     if not found:
         raise ValueError(
             f"no recording matches a row of {csv_file}: it names files like "
             f"{next(iter(by_stem), 'none')!r}, the recordings are like "
             f"{next(iter(paths.values()), 'none')!r}; is --csv-file-column {file_column} right?"
         )
-    return found
+    return _closest(found, num_shared)
 
 
-def _best_rows(path: str, by_stem: Mapping[str, list[Row]]) -> list[Row]:
-    """The rows that share most trailing parts with a path."""
+def _closest(found: Mapping[str, Row], num_shared: Mapping[str, int]) -> dict[str, Row]:
+    """Without the recordings whose row belongs to another that shares more parts with it."""
+    most: dict[tuple[str, ...], int] = {}
+    for id_, row in found.items():
+        most[row.parts] = max(most.get(row.parts, 0), num_shared[id_])
+    return {id_: row for id_, row in found.items() if num_shared[id_] == most[row.parts]}
+
+
+def _best_rows(path: str, by_stem: Mapping[str, list[Row]]) -> tuple[list[Row], int]:
+    """The rows that share most trailing parts with a path, and how many parts those are."""
     parts = path_parts(path)
     best: list[Row] = []
     most = 0
@@ -184,7 +195,7 @@ def _best_rows(path: str, by_stem: Mapping[str, list[Row]]) -> list[Row]:
             most, best = shared, []
         if shared == most:
             best.append(row)
-    return best
+    return best, most
 
 
 def _shared(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:

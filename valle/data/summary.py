@@ -148,6 +148,19 @@ def read_summary(manifest: Path) -> Summary | None:
         return None  # no summary, or not one of ours
 
 
+def promised_cuts(manifest: Path) -> int | None:
+    """How many cuts there were when the summary was written, even if they are others now.
+
+    Returns:
+      None where there is no summary.
+    """
+    try:
+        count = json.loads(summary_path(manifest).read_text(encoding="utf-8"))["num_cuts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return count if isinstance(count, int) else None
+
+
 def fingerprint(manifest: Path) -> str:
     """Short hash that changes with the content of a manifest, or of all shards of a folder.
 

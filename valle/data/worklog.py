@@ -1,6 +1,7 @@
 """What a long job has finished, line by line, so that a killed job goes on where it was."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -60,22 +61,42 @@ class WorkLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The finished items of a log, in order; a line that is not whole yet is none."""
+    """The finished items of a log, in order; a line that is not whole yet is none.
+
+    A line that cannot be read, such as the zeros that a power cut may leave, is logged; its item
+    counts as not done.
+    """
     with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                # a million entries would else hold a million copies of each key
-                yield {sys.intern(key): value for key, value in json.loads(line).items()}
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                continue
+            entry = _parse(line)
+            if entry is None:
+                logging.warning(f"{path}, line {number} cannot be read: its item is done again")
+            else:
+                yield entry
 
 
-def take_lock(file: IO[bytes], wait: bool = False) -> bool:
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    if not isinstance(entry, dict):
+        return None
+    # a million entries would else hold a million copies of each key
+    return {sys.intern(key): value for key, value in entry.items()}
+
+
+def take_lock(file: IO[bytes], wait: bool = False, shared: bool = False) -> bool:
     """Keep other processes from an open file until it is closed, or this process ends.
 
     Where locks are unknown (some network file systems, Windows), nobody is kept from anything.
 
     Args:
-      file: That they would lock as well.
+      file: That they would lock as well; open for writing, as network file systems demand.
       wait: Until another lets go of it.
+      shared: Keep out only those who want it for themselves alone.
 
     Returns:
       Whether the file is ours: False where another process has the lock.
@@ -85,7 +106,8 @@ def take_lock(file: IO[bytes], wait: bool = False) -> bool:
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:  # no locks here

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_PART}{os.getpid()}-{path.name}")
+    # random, as processes of two machines may have one number, and write to one folder
+    temporary = path.with_name(f"{_PART}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         _force_to_disk(temporary)

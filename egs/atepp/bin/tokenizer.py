@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from valle.data.audio import RESAMPLER, AudioError
 from valle.data.codec import DEFAULT_CODEC, Codec, CodecInfo
 from valle.data.sources import find_recordings, read_manifest
-from valle.data.worklog import WorkLog
+from valle.data.worklog import WorkLog, take_lock
 from valle.utils.files import written_whole
 
 
@@ -156,14 +157,20 @@ def tokenise(work: Work, codec: Codec, args: argparse.Namespace) -> None:
     if not work.todo:
         return
     tokeniser = Tokeniser(codec, args.output_dir / TOKEN_FOLDER, args)
-    with WorkLog(work.log_path) as log, logging_redirect_tqdm(), progress_bar(work) as bar:
+    with (
+        open(args.output_dir / SETTINGS, "rb+") as shared,
+        WorkLog(work.log_path) as log,
+        logging_redirect_tqdm(),
+        progress_bar(work) as bar,
+    ):
+        take_lock(shared, wait=True, shared=True)  # nobody merges while tokens are written
         seconds = 0.0
         for source, result in tokeniser.run(work.todo):
             if isinstance(result, AudioError):
                 logging.warning(f"skipped ({result.kind}): {result}")
                 result = {"skipped": result.kind}
-            size = work.sizes[source.id]
-            log.add({"id": source.id, "key": source.key, "bytes": size, **result})
+            size, now = work.sizes[source.id], round(time.time(), 3)
+            log.add({"id": source.id, "key": source.key, "bytes": size, "time": now, **result})
             seconds += result.get("num_samples", 0) / result.get("sampling_rate", 1)
             bar.set_postfix_str(f"{seconds / 3600:.2f} h of sound", refresh=False)
             bar.update(max(size, 0))

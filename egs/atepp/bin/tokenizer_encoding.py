@@ -84,8 +84,7 @@ class Tokeniser:
             loaded = self._load(source)
             if isinstance(loaded, AudioError):
                 return loaded
-            codes, _ = self._codec.encode(loaded.samples)
-            return self._store(source, loaded, codes[0])
+            return self._encode_one(source, loaded)
 
         yield from run_ahead(work, sources, self._num_threads, in_order=False)
 
@@ -104,9 +103,20 @@ class Tokeniser:
             yield from self._encode_group(group)
 
     def _encode_group(self, group: list[tuple[Source, Loaded]]) -> Iterator[tuple[Source, Result]]:
-        codes, lens = self._codec.encode([loaded.samples for _, loaded in group])
+        try:
+            codes, lens = self._codec.encode([loaded.samples for _, loaded in group])
+        except AudioError:  # of one among them: the others are of use
+            yield from ((source, self._encode_one(source, loaded)) for source, loaded in group)
+            return
         for (source, loaded), row, num_frames in zip(group, codes, lens.tolist(), strict=True):
             yield source, self._store(source, loaded, row[:num_frames])
+
+    def _encode_one(self, source: Source, loaded: Loaded) -> Result:
+        try:
+            codes, _ = self._codec.encode(loaded.samples)
+        except AudioError as error:
+            return AudioError(error.kind, f"{source.path}: {error}")
+        return self._store(source, loaded, codes[0])
 
     def _load(self, source: Source) -> Loaded | AudioError:
         return load_source(source, self._codec.sampling_rate, self._args)

@@ -14,7 +14,13 @@ from valle.data.codec_info import CodecInfo
 from valle.data.manifest import MANIFEST_SUFFIX, SPLITS, ResolvePaths
 from valle.data.shar import SHARD_SIZE, write_shards
 from valle.data.sources import Source
-from valle.data.storage import cut_windows, make_recording, whole_cut, write_cuts
+from valle.data.storage import (
+    cut_windows,
+    make_recording,
+    stored_frames,
+    whole_cut,
+    write_cuts,
+)
 from valle.data.windows import plan_windows
 
 TOKEN_FOLDER = "tokens"  # beside the manifests
@@ -112,6 +118,13 @@ def window_frames(args: argparse.Namespace, codec: CodecInfo) -> tuple[int, int]
     return window, minimum
 
 
+def has_cuts(source: Source, entry: dict[str, Any], codec: CodecInfo) -> bool:
+    """Whether a recording has a single cut of a frame or more."""
+    if not source.cuts:
+        return bool(entry["num_frames"] > 0)
+    return any(True for _ in token_cuts(source, entry, codec))
+
+
 def token_cuts(source: Source, entry: dict[str, Any], codec: CodecInfo) -> Iterator[Any]:
     """Cuts that carry tokens: the whole recording, or what a manifest's cuts take of it."""
     facts = {key: entry[key] for key in ("num_samples", "sampling_rate", "num_channels")}
@@ -121,6 +134,11 @@ def token_cuts(source: Source, entry: dict[str, Any], codec: CodecInfo) -> Itera
         yield whole
     for cut in source.cuts:
         duration = min(cut.duration, recording.duration - cut.start)
+        if duration <= 0:
+            continue
+        # off the grid of frames, start and duration may both be rounded up, to beyond the end
+        last = stored_frames(cut.start, codec) + stored_frames(duration, codec)
+        duration -= max(last - entry["num_frames"], 0) / codec.frame_rate
         if duration * codec.frame_rate >= 1:
             custom = {**(cut.custom or {}), **whole.custom}
             yield fastcopy(

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lhotse import MonoCut
-from tokenizer_manifests import TOKEN_FOLDER, write_manifests
+from tokenizer_manifests import TOKEN_FOLDER, has_cuts, write_manifests
 from tokenizer_splits import assign_splits, pieces_summary
 from tokenizer_work import Entry, Work, log_missing
 
 from valle.data.codec_info import CodecInfo
 from valle.data.jsonl import write_jsonl
-from valle.data.manifest import SPLITS
+from valle.data.manifest import SOUND_END, SPLITS
 from valle.data.sources import Source
 from valle.data.storage import make_recording
 from valle.data.worklog import take_lock
@@ -29,8 +29,7 @@ from valle.utils.files import remove_leftovers
 SETTINGS = "tokenizer.json"
 RECORDINGS = "recordings.jsonl"  # beside the manifests
 UNLISTED = "not in the table of splits"
-# Where the sound of a recording ends, if silence behind it was trimmed; in the cuts' `custom`.
-SOUND_END = "sound_end_sec"
+WITHOUT_CUTS = "no cut left"
 _TINY = 1e-6  # frames: 2.2 s at 50 frames a second are 110, and not a little more
 MEASURED = (
     "num_frames",
@@ -72,6 +71,9 @@ def merge(
 ) -> int:
     """Write the manifests if all recordings are done; if not, that is for the last one to finish.
 
+    While another process is still at work, on a file that could not be read before say, this one
+    waits: it would write the manifests again, and what it is writing must not be cleared away.
+
     Args:
       work: Of this process, which has nothing left to do.
       sources: All recordings, sorted by id.
@@ -88,11 +90,13 @@ def merge(
     """
     path = args.output_dir / RECORDINGS
     with open(args.output_dir / SETTINGS, "rb+") as file:
-        take_lock(file, wait=True)  # another that finishes at the same moment waits here
+        if not take_lock(file):
+            if log_missing(work.missing(work.entries())):
+                return 0
+            logging.info("all is done; waiting for a process that is still at work")
+            take_lock(file, wait=True)
         entries = work.entries()
-        missing = work.missing(entries)
-        if missing:
-            log_missing(missing)
+        if log_missing(work.missing(entries)):
             return 0
         again = work.shard.index == 0 and not work.todo  # splits or limits may be others now
         if not (again or work.changed_since(path)):
@@ -114,15 +118,19 @@ def write_all(
 ) -> int:
     """Manifests, then `recordings.jsonl` at `path`, then the summary; see `merge`."""
     reasons = reasons_against(sources, wanted, entries, args)
+    parts = []
+    for source in wanted:
+        if source.id not in reasons:
+            part = sounding_part(source, entries[source.id], codec)
+            if part is None or not has_cuts(part, entries[source.id], codec):
+                reasons[source.id] = WITHOUT_CUTS
+            else:
+                parts.append(part)
     kept = [source for source in wanted if source.id not in reasons]
-    splits: Mapping[str, str] = {}
-    counts: Counter[str] = Counter()
-    shared = None
-    if kept:
-        splits = assign_splits(kept, args)
-        parts = [part for s in kept if (part := sounding_part(s, entries[s.id], codec)) is not None]
-        counts = write_manifests(parts, entries, splits, codec, args)
-        shared = pieces_summary(kept, splits, args)
+    splits = assign_splits(kept, args) if kept else {}
+    # without a recording it deletes the manifests of before, that nobody trains on them
+    counts = write_manifests(parts, entries, splits, codec, args)
+    shared = pieces_summary(kept, splits, args) if kept else None
     write_jsonl(path, recording_lines(sources, entries, reasons, splits, codec))
     report([entries[source.id] for source in kept], reasons, counts, codec)
     if shared is not None:

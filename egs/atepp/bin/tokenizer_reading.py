@@ -13,9 +13,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from valle.data.audio import AudioError, Sound, read_mono, resample
-from valle.data.levels import measure_levels, sounding_range
+from valle.data.audio import AudioError, Sound, check_samples, read_mono, resample
+from valle.data.levels import measure_levels, peak_of, sounding_range, to_db
 from valle.data.sources import Source
+
+# Float files may go beyond full scale, integers that were never scaled down by 90 dB. What is
+# louder yet is damaged, and its squares or what a filter makes of it may be no numbers any more.
+_HIGHEST_DB = 100.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,6 +76,7 @@ def load_source(
         sound = read_mono(source.path)
         facts = check_use(sound, source.path, args)
         samples = resample(sound.samples, sound.sampling_rate, sampling_rate)
+        check_samples(samples, f"{source.path}, resampled,")
     except AudioError as error:
         return error
     except FileNotFoundError:
@@ -102,12 +107,11 @@ def check_use(sound: Sound, path: str, args: argparse.Namespace) -> dict[str, An
       The facts of `Loaded`.
 
     Raises:
-      AudioError: Too short or silent.
+      AudioError: Too short, silent, or louder than any sound.
     """
     check_duration(sound.duration_sec, path, args.min_duration)
-    levels = measure_levels(sound.samples, sound.sampling_rate, args.silence_db)
-    if levels.peak_db < args.silence_db:
-        raise AudioError("silent", f"{path} is silent: its peak is below {args.silence_db:g} dB")
+    check_peak(sound, path, args.silence_db)
+    levels = measure_levels(sound.samples, sound.sampling_rate, args.silence_db, sound.extremes)
     facts: dict[str, Any] = {
         "num_samples": sound.samples.shape[0],
         "sampling_rate": sound.sampling_rate,
@@ -122,6 +126,23 @@ def check_use(sound: Sound, path: str, args: argparse.Namespace) -> dict[str, An
         check_duration(sounding_sec, f"the sound in {path}", args.min_duration)
         facts["sounding"] = [start, stop]
     return facts
+
+
+def check_peak(sound: Sound, path: str, silence_db: float) -> None:
+    """Refuse silence, and what is no sound; channels that cancel each other are silent too.
+
+    Raises:
+      AudioError: It is.
+    """
+    peak_db = to_db(sound.extremes.peak)
+    if peak_db > _HIGHEST_DB:
+        raise AudioError(
+            "too loud",
+            f"{path} has a peak of {peak_db:.0f} dB of full scale, expected {_HIGHEST_DB:g} at "
+            "most: it is damaged, or not scaled to [-1, 1]",
+        )
+    if to_db(peak_of(sound.samples)) < silence_db:
+        raise AudioError("silent", f"{path} is silent: its peak is below {silence_db:g} dB")
 
 
 def check_duration(seconds: float, what: str, least: float) -> None:

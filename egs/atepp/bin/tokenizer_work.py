@@ -10,7 +10,7 @@ import heapq
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ class Work:
         self.sizes = {source.id: size_of(source.path) for source in sources}
         self._sources = {source.id: source for source in sources}
         self._shards = deal(self.sizes, shard.count)
-        held = {entry["id"] for entry in self._true_entries() if self._holds(entry)}
+        held = {id_ for id_, entry in self.entries().items() if entry.get("skipped") not in RETRIED}
         own = [source for source in sources if self._shards[source.id] == shard.index]
         self.todo = [source for source in own if source.id not in held]
         self.todo.sort(key=lambda source: (-self.sizes[source.id], source.id))
@@ -151,14 +151,25 @@ class Work:
         self.bytes_done = sum(max(self.sizes[s.id], 0) for s in own if s.id in held)
 
     def entries(self) -> dict[str, Entry]:
-        """What the logs say of each recording that is done, by id."""
-        found: dict[str, Entry] = {}
-        for entry in self._true_entries():
-            before = found.get(entry["id"])
-            # what another run made out of a file is not lost where a later one could not read it
-            if before is None or "skipped" not in entry or "skipped" in before:
-                found[entry["id"]] = entry
-        return found
+        """What the logs say of each recording that is done, by id.
+
+        Of what several runs made of a recording only the last counts, as its tokens took the place
+        of those before. It is not lost where a later run could not read the file.
+        """
+        made: dict[str, Entry] = {}
+        skipped: dict[str, Entry] = {}
+        for path in self._logs():
+            for entry in filter(self._is_asked_for, read_log(path)):
+                last = skipped if "skipped" in entry else made
+                if _time(entry) >= _time(last.get(entry["id"], {})):
+                    last[entry["id"]] = entry
+        stored = self._stored_tokens()
+        true = {id_: entry for id_, entry in skipped.items() if self._is_of_this_file(entry)}
+        for id_, entry in made.items():
+            # versions before this one measured no levels
+            if self._is_of_this_file(entry) and "peak_db" in entry and entry["key"] in stored:
+                true[id_] = entry
+        return true
 
     def missing(self, entries: Mapping[str, Entry]) -> Counter[int]:
         """How many recordings are not done, by the shard whose turn it is."""
@@ -174,33 +185,46 @@ class Work:
     def _logs(self) -> list[Path]:
         return sorted(self.folder.glob("work*.jsonl"))
 
-    def _true_entries(self) -> Iterator[Entry]:
-        """The entries of all logs that are true of the sound files as they are now."""
-        for path in self._logs():
-            yield from (entry for entry in read_log(path) if self._is_true(entry))
+    def _stored_tokens(self) -> set[str]:
+        """The keys that have tokens.
 
-    def _is_true(self, entry: Entry) -> bool:
+        One listing: on network storage it takes far longer to ask for each file alone.
+        """
+        folder = self.folder / TOKEN_FOLDER
+        if not folder.is_dir():
+            return set()
+        with os.scandir(folder) as files:
+            return {
+                file.name.removesuffix(".npy")
+                for file in files
+                if file.name.endswith(".npy") and file.is_file()
+            }
+
+    def _is_asked_for(self, entry: Entry) -> bool:
         source = self._sources.get(entry["id"])
-        if source is None or entry["key"] != source.key:
-            return False
-        if "skipped" not in entry and "peak_db" not in entry:
-            return False  # of a version that measured no levels
-        # tokens may outlive their sound file
-        return self.sizes[source.id] in (entry["bytes"], -1)
+        return source is not None and entry["key"] == source.key
 
-    def _holds(self, entry: Entry) -> bool:
-        """Whether a recording of this shard need not be done again."""
-        if self._shards[entry["id"]] != self.shard.index:
-            return True
-        if "skipped" in entry:
-            return entry["skipped"] not in RETRIED
-        return (self.folder / TOKEN_FOLDER / f"{entry['key']}.npy").is_file()
+    def _is_of_this_file(self, entry: Entry) -> bool:
+        """Whether the sound file is as it was; tokens may outlive it."""
+        return self.sizes[entry["id"]] in (entry["bytes"], -1)
 
 
-def log_missing(missing: Counter[int]) -> None:
-    """Say who has not finished."""
+def _time(entry: Entry) -> float:
+    """When it was logged; versions before this one left that out, and so it was earlier."""
+    return float(entry.get("time", 0))
+
+
+def log_missing(missing: Counter[int]) -> bool:
+    """Say who has not finished.
+
+    Returns:
+      Whether anybody has not.
+    """
+    if not missing:
+        return False
     parts = [f"{shard} ({count} recordings)" for shard, count in sorted(missing.items())]
     logging.info(
         f"not finished yet: shard {', '.join(parts)}. The last shard to finish writes the "
         "manifests; one that was stopped is to be started again by the same command"
     )
+    return True

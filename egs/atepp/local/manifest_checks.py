@@ -1,8 +1,9 @@
-"""Whether a cut's tokens are what cut and codec say of them.
+"""Whether a cut's tokens are what cut and codec say of them, and whether all shards are there.
 
 Letters: T frames, Q quantizers.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from lhotse.array import TemporalArray, seconds_to_frames
 from valle.data.codec_info import CodecInfo
 from valle.data.collation import check_codes
 from valle.data.manifest import frame_shift_of
-from valle.data.readers import RowsReader
+from valle.data.readers import FIELD, RowsReader, shards_of
 from valle.data.storage import TOKEN_DTYPE
+from valle.data.summary import promised_cuts
 
 WHOLE_FILES = (RowsReader.name, "numpy_files")  # storage types with a file for each array
 
@@ -92,3 +94,36 @@ class StoredArrays:
             self.warnings.append(
                 f"{path} holds {dtype}, and others may: tokens fit into {np.dtype(TOKEN_DTYPE)}"
             )
+
+
+def missing_shards(manifest: Path, num_cuts: int) -> list[str]:
+    """What a folder of shards lacks; a manifest in one file cannot lack a part unseen.
+
+    Args:
+      manifest: A file or a folder.
+      num_cuts: How many cuts were read.
+
+    Returns:
+      Sentences: numbers that are left out, and cuts fewer or more than its summary says.
+    """
+    if not manifest.is_dir():
+        return []
+    there = _numbers(shards_of(manifest))
+    named = there | _numbers(manifest.glob(f"{FIELD}.*.tar"))
+    problems = [
+        f"{manifest} has no cuts.{number:06d}.jsonl.gz: copy that shard again, or prepare again"
+        for number in range(max(named, default=-1) + 1)
+        if number not in there
+    ]
+    promised = promised_cuts(manifest)
+    if promised is not None and promised != num_cuts:
+        problems.append(
+            f"{manifest} holds {num_cuts} cuts, {promised} by the summary beside it: shards are "
+            "missing, or of another preparation; copy it again, or prepare again"
+        )
+    return problems
+
+
+def _numbers(paths: Iterable[Path]) -> set[int]:
+    """Of shards: 12 for cuts.000012.jsonl.gz."""
+    return {int(part) for path in paths if (part := path.name.split(".")[1]).isdecimal()}

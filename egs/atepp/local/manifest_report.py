@@ -9,6 +9,7 @@ Letters: T frames, Q quantizers, K codebook size.
 import argparse
 import gzip
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from manifest_checks import StoredArrays, check_cut
+from manifest_checks import StoredArrays, check_cut, missing_shards
 from tqdm import tqdm
 
 from valle.data.codec_info import CodecInfo
@@ -24,13 +25,17 @@ from valle.data.manifest import SPLITS, codec_of_cut, cut_codes, load_cuts, mani
 from valle.data.split_table import group_columns, match_rows, piece_of_its_own, read_table
 from valle.data.splits import shared_pieces
 
-# what reading a file raises that is missing, cut off, or something else than its name says
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, tarfile.TarError)
+# What reading a file raises that is missing, cut off, or something else than its name says. lhotse
+# builds its objects out of whatever a line holds, so that Python itself finds what does not fit.
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, zlib.error, tarfile.TarError),
+    *(TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+)
 _KEPT_PROBLEMS = 1000  # a split; a folder that lost all its tokens has one for every cut
 
 
 class Recorded(NamedTuple):
-    """A recording as its cuts describe it."""
+    """A recording as its cuts describe it; its id stands for the path where they name no file."""
 
     path: str
     seconds: float
@@ -110,6 +115,9 @@ def read_split(path: Path) -> SplitReport:
             f"{path} cannot be read beyond {report.num_cuts} cuts ({_described(error)}): it is "
             "damaged or cut off, make it again"
         )
+    else:
+        for problem in missing_shards(path, report.num_cuts):
+            report.add_problem(problem)
     report.warnings += arrays.warnings
     return report
 
@@ -121,18 +129,15 @@ def _is_empty(path: Path) -> bool:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             return not file.read(1)
-    except (OSError, EOFError):
-        return False  # damaged: reading it will say so
+    except UNREADABLE:
+        return False  # reading it will say so
 
 
 def _add_cut(report: SplitReport, cut: Any, arrays: StoredArrays) -> None:
     report.num_cuts += 1
     report.seconds += cut.duration
     report.durations[round(10 * cut.duration)] += 1
-    if getattr(cut, "has_recording", False):
-        sources = cut.recording.sources
-        path = str(sources[0].source) if sources else cut.recording.id
-        report.recordings[cut.recording.id] = Recorded(path, cut.recording.duration)
+    _note_recording(report, cut)
     try:
         _check_codec(report, cut)
         codes = cut_codes(cut)
@@ -142,6 +147,18 @@ def _add_cut(report: SplitReport, cut: Any, arrays: StoredArrays) -> None:
         report.add_problem(str(error) if cut.id in str(error) else _unreadable(cut, error))
     else:
         report.counts = add_counts(report.counts, codes)
+
+
+def _note_recording(report: SplitReport, cut: Any) -> None:
+    """Take note of the recording that a cut is of, or of the one that its features are of."""
+    if getattr(cut, "has_recording", False):
+        id_, sources = cut.recording.id, cut.recording.sources
+        path = str(sources[0].source) if sources and sources[0].type == "file" else id_
+        report.recordings[id_] = Recorded(path, cut.recording.duration)
+    elif getattr(cut, "has_features", False) and cut.features.recording_id:
+        id_ = cut.features.recording_id
+        before = report.recordings.get(id_, Recorded(id_, 0.0))  # features may be of a part
+        report.recordings[id_] = Recorded(id_, max(before.seconds, cut.features.end))
 
 
 def _unreadable(cut: Any, error: Exception) -> str:

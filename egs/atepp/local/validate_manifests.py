@@ -3,18 +3,21 @@
 
 Checked: every manifest and every array can be read; every cut carries tokens of one codec, its
 frames fit its duration, its file has the shape and kind of number that it says, all codes are in
-range, ids are unique, no recording is in two splits, and training and validation have cuts.
+range, ids are unique, no recording is in two splits (by its id or its file), no shard is missing,
+and training and validation have cuts.
 
 What is odd and stops nothing is printed as a warning, and leaves the exit status 0: no test split,
-a quantizer whose codes hardly vary, pieces that several splits share (with --split-csv and
---csv-group-column).
+a split whose cuts name no recordings, a quantizer whose codes hardly vary, pieces that several
+splits share (with --split-csv and --csv-group-column).
 
     python3 egs/atepp/local/validate_manifests.py --manifest-dir data/tokenized
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 from manifest_report import SplitReport, read_folder, shared_between
@@ -72,12 +75,34 @@ def validate(folder: Path) -> tuple[dict[str, SplitReport], list[str]]:
 
 def shared_recordings(reports: Mapping[str, SplitReport]) -> list[str]:
     """Recordings that are in two splits: what is learned from one would be tested on the other."""
-    names = list(reports)
     return [
-        f"recording {id_} is in {first} and in {second}"
-        for index, first in enumerate(names)
-        for second in names[index + 1 :]
-        for id_ in sorted(reports[first].recordings.keys() & reports[second].recordings.keys())
+        problem
+        for first, second in combinations(reports, 2)
+        for problem in (
+            *_shared_ids(reports, first, second),
+            *_shared_files(reports, first, second),
+        )
+    ]
+
+
+def _shared_ids(reports: Mapping[str, SplitReport], first: str, second: str) -> list[str]:
+    shared = reports[first].recordings.keys() & reports[second].recordings.keys()
+    return [f"recording {id_} is in {first} and in {second}" for id_ in sorted(shared)]
+
+
+def _shared_files(reports: Mapping[str, SplitReport], first: str, second: str) -> list[str]:
+    """The same file under another id."""
+    ids, others = (
+        {
+            os.path.normpath(recorded.path): id_
+            for id_, recorded in reports[split].recordings.items()
+        }
+        for split in (first, second)
+    )
+    return [
+        f"{path} is in {first} as {ids[path]} and in {second} as {others[path]}"
+        for path in sorted(ids.keys() & others.keys())
+        if ids[path] != others[path]
     ]
 
 
@@ -129,6 +154,11 @@ def warnings_of(reports: Mapping[str, SplitReport], args: argparse.Namespace) ->
             warnings.append(
                 f"{split} does not record which codec made its tokens: only the number of "
                 "quantizers could be compared, and no upper limit of the codes"
+            )
+        if report.num_cuts and not report.recordings:
+            warnings.append(
+                f"the cuts of {split} do not say which recordings they are of: whether a recording "
+                "is in two splits cannot be checked"
             )
     train = reports["train"]
     warnings += [

@@ -17,10 +17,14 @@ _refuse() {
 }
 
 # Variables that stand in the script as `name=...` at the start of a line, in their order.
+_names_in_script() {
+  sed -n 's/^\([a-z][a-z0-9_]*\)=.*/\1/p' "$0" | awk '!seen[$0]++'
+}
+
 _print_options() {
   echo "Usage: $0 [--option value ...]; options and their values now:"
   local _name
-  for _name in $(sed -n 's/^\([a-z][a-z0-9_]*\)=.*/\1/p' "$0" | awk '!seen[$0]++'); do
+  for _name in $(_names_in_script); do
     [ -n "${!_name+set}" ] && echo "  --${_name//_/-} '${!_name}'"
   done
   return 0
@@ -54,8 +58,10 @@ while [ $# -gt 0 ]; do
   _name="${_name//-/_}"
   [[ "$_name" =~ ^[a-z][a-z0-9_]*$ ]] || _refuse "unknown option $_option"
   _declared=$(declare -p "$_name" 2>/dev/null) || _refuse "unknown option $_option"
-  # exported variables belong to the environment, not to the script
-  [[ "$_declared" =~ ^declare\ -[a-zA-Z]*x ]] && _refuse "unknown option $_option"
+  # exported variables belong to the environment, unless the script gave them another value
+  if [[ "$_declared" =~ ^declare\ -[a-zA-Z]*x ]] && ! _names_in_script | grep -x "$_name" > /dev/null; then
+    _refuse "unknown option $_option ($_name is a variable of the environment)"
+  fi
   case "${!_name}:$_value" in
     true:true | true:false | false:true | false:false) ;;
     true:* | false:*) _refuse "$_option takes true or false, got '$_value'" ;;

@@ -1,0 +1,67 @@
+"""run.sh: which files its last stage continues."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from test_infer_audiolm import write_checkpoint
+from tiny_codec import noise
+
+from valle.data.storage import make_recording, whole_cut, write_cuts
+
+RUN = Path(__file__).parents[2] / "egs" / "atepp" / "run.sh"
+
+
+@pytest.fixture
+def continue_with(codec_dir, codec_info, tmp_path):
+    """Runs the stage in a folder whose test recordings are gone but for two."""
+    write_checkpoint(tmp_path / "exp" / "best-valid-loss.pt", codec_info.to_dict())
+    cuts = []
+    for name in ("gone", "my waltz", "my fugue", "my *"):
+        path = tmp_path / "my music" / f"{name}.wav"
+        path.parent.mkdir(exist_ok=True)
+        recording = make_recording(name, str(path), 8000, 8000, 1)
+        if name != "gone":
+            soundfile.write(path, noise(1.0, 8000, 0), 8000)
+        cuts.append(whole_cut(recording, "tokens", name, 50, codec_info))
+    write_cuts(tmp_path / "cuts_test.jsonl.gz", cuts)
+
+    def run(*flags: object) -> tuple[int, str, set[str]]:
+        fixed = ["--stage", 3, "--exp-dir", tmp_path / "exp", "--codec", codec_dir]
+        command = ["bash", RUN, *fixed, "--manifest-dir", tmp_path, *flags]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        result = subprocess.run(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PATH": path},
+            check=False,
+        )
+        written = (tmp_path / "exp" / "continuations").glob("*_full.wav")
+        return result.returncode, result.stdout, {path.name for path in written}
+
+    return run
+
+
+def test_the_first_test_recordings_that_are_there(continue_with, tmp_path):
+    status, out, written = continue_with("--num-prompts", 2)
+    assert status == 0, out
+    assert written == {"my waltz_full.wav", "my fugue_full.wav"}
+    assert f"1 files to continue are not there and are left out: {tmp_path}/my music/gone" in out
+
+
+def test_names_may_hold_blanks_and_stars(continue_with, tmp_path):
+    names = [tmp_path / "my music" / name for name in ("my *.wav", "gone.wav", "my fugue.wav")]
+    status, out, written = continue_with("--prompts", "\n".join(map(str, names)))
+    assert status == 0, out
+    assert written == {"my *_full.wav", "my fugue_full.wav"}
+
+
+def test_no_file_left_to_continue(continue_with, tmp_path):
+    status, out, written = continue_with("--prompts", tmp_path / "my music" / "gone.wav")
+    assert (status, written) == (1, set())
+    assert "No file to continue: bring the test recordings back, or name others" in out
