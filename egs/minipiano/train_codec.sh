@@ -9,14 +9,18 @@ stage=0
 stop_stage=2
 minutes=60              # of pieces
 random_minutes=15       # of notes and chords all over the keyboard
-steps_noise=4000
-steps_joint=6500
-steps_decoder=1500
-max_minutes=0           # above 0: a limit for the training; schedules end within it
+steps_noise=5000
+steps_joint=9000
+steps_decoder=7000
+max_minutes=0           # above 0: a limit for the training, of one process
 corpus=data/codec-corpus
 exp_dir=exp/minipiano-codec
 codec=egs/minipiano/codec
-dtype=bfloat16
+dtype=float32           # bfloat16 is hardly faster on a CPU, and its rounding is noise at -80 dB
+world_size=2            # processes, of one thread each
+batch_size=10           # crops of half a second, of all processes together
+floor_db=-94            # generated piano is really silent between notes; recordings are not
+loss_weights="mel=1.5 linear=0.5 waveform=1 fine=0.75"
 num_clips=32            # of test pieces, that it is judged on
 options=                # further flags of trainer_codec.py
 
@@ -39,11 +43,13 @@ fi
 
 if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   log "Stage 1: train"
-  # shellcheck disable=SC2086 # options are several words
+  # shellcheck disable=SC2086 # weights and options are several words
   python egs/atepp/bin/trainer_codec.py --src-dir "$corpus" "${splits[@]}" --exp-dir "$exp_dir" \
     --config "$codec/config.json" --save-dtype float16 --dtype "$dtype" --resume auto \
     --steps-noise "$steps_noise" --steps-joint "$steps_joint" --steps-decoder "$steps_decoder" \
-    --max-minutes "$max_minutes" --batch-size 5 --segment-sec 0.5 --adversarial none $options
+    --max-minutes "$max_minutes" --world-size "$world_size" --num-threads 1 \
+    --batch-size "$batch_size" --segment-sec 0.5 --floor-db "$floor_db" \
+    --loss-weights $loss_weights --adversarial none $options
 fi
 
 if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
