@@ -10,7 +10,7 @@ from lhotse import CutSet
 from tiny_cuts import write_manifest
 from token_loaders import contents, data_module
 from tokenizer_runs import arguments, write_recordings
-from trainer_runs import train
+from trainer_runs import same, train, weights
 from validate_manifests import validate
 
 from valle.data import cut_codes, load_cuts
@@ -71,6 +71,19 @@ def test_a_moved_folder_trains_without_the_sound(made, name, tmp_path, monkeypat
     assert read_checkpoint(tmp_path / "exp" / "epoch-1.pt")["batch_idx_train"] > 1
     paths = [cut.recording.sources[0].source for cut in load_cuts(manifest_path(moved, "train"))]
     assert all("sound" in path for path in paths), "what is gone is still named"
+
+
+def test_a_run_over_shards_goes_on_as_the_unbroken_one(made, tmp_path):
+    """Stopped within an epoch; a shard is read again, and no cut is left out or heard twice."""
+    flags = ("--num-epochs", 2, "--max-duration", 4, "--tensorboard", "false")
+    train(made / "shar", tmp_path / "whole", *flags)
+    exp = tmp_path / "broken"
+    train(made / "shar", exp, *flags, "--save-every-n", 1, "--keep-last-k", 2)
+    step = min(int(path.stem.split("-")[1]) for path in exp.glob("checkpoint-*.pt"))
+    (exp / "epoch-2.pt").unlink()
+    log = train(made / "shar", exp, *flags, "--start-batch", step)
+    assert f"checkpoint-{step}.pt, step {step}" in log
+    assert same(weights(exp / "epoch-2.pt"), weights(tmp_path / "whole" / "epoch-2.pt"))
 
 
 def test_tokens_that_exist_become_shards(made, tmp_path, capsys):
