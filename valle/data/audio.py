@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from valle.data.levels import FULL_SCALE, FULL_SCALE_8_BITS, Extremes, PeakMeter
+from valle.data.mpeg import mpeg_length
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 # Recorded beside the tokens: another filter gives another waveform, hence possibly other tokens.
@@ -31,6 +32,8 @@ _UNKNOWN_BYTES = 0x7FFFF000
 _EIGHT_BITS = ("PCM_U8", "PCM_S8")
 # A decoder may end a few samples early; more than this missing means a cut-off file.
 _MISSING_SEC_ALLOWED = 0.1
+# What a coder adds to an mp3 file at both ends, and a decoder leaves out again.
+_MPEG_FRAMES_ALLOWED = 4
 
 
 class AudioError(ValueError):
@@ -96,6 +99,7 @@ def read_mono(path: str | Path, max_seconds: float | None = None) -> Sound:
             meter = PeakMeter(FULL_SCALE_8_BITS if file.subtype in _EIGHT_BITS else FULL_SCALE)
             wanted = declared if max_seconds is None else int(max_seconds * rate)
             samples = _read_blocks(file.read, wanted, int(_BLOCK_SEC * rate), meter)
+            is_mpeg = file.format == "MP3"
     except soundfile.LibsndfileError as error:
         if getattr(error, "code", None) == _SYSTEM_ERROR:
             raise OSError(f"reading {path} failed: {error}") from error
@@ -103,6 +107,8 @@ def read_mono(path: str | Path, max_seconds: float | None = None) -> Sound:
         raise AudioError("damaged", f"cannot decode {path}: {error}; {expected}") from error
     missing_sec = (min(declared, wanted) - samples.shape[0]) / rate
     is_known = declared < _UNKNOWN_LENGTH
+    if is_mpeg:
+        is_known = check_mpeg(path, samples.shape[0], None if max_seconds is None else wanted)
     if is_known and samples.shape[0] and missing_sec > _MISSING_SEC_ALLOWED:
         raise AudioError(
             "cut off",
@@ -110,6 +116,35 @@ def read_mono(path: str | Path, max_seconds: float | None = None) -> Sound:
         )
     check_samples(samples, str(path))
     return Sound(samples, rate, channels, meter.result())
+
+
+def check_mpeg(path: Path, num_read: int, wanted: int | None) -> bool:
+    """Refuse an mp3 file that holds more than was read, as libsndfile guessed its length too short.
+
+    Args:
+      path: The file.
+      num_read: Samples that were read.
+      wanted: How many were wanted at most, None for all.
+
+    Returns:
+      Whether the file says how long it is; if not, a guess that was too long means nothing.
+
+    Raises:
+      AudioError: It does.
+      OSError: The system does not let it be read.
+    """
+    length = mpeg_length(path)
+    if length is None:
+        return True
+    there = length.num_samples if wanted is None else min(length.num_samples, wanted)
+    if there - num_read > _MPEG_FRAMES_ALLOWED * length.frame_size:
+        raise AudioError(
+            "length unknown",
+            f"{path} holds {length.num_samples} samples, of which {num_read} can be read: an mp3 "
+            "of variable bit rate without a length in its header, or several that were joined. "
+            "Convert it, to flac say",
+        )
+    return length.is_declared
 
 
 def wav_excess(path: Path) -> float:
