@@ -48,3 +48,32 @@ def test_an_average_that_is_not_there_is_missed(tmp_path, token_dir, capsys):
     with pytest.raises(SystemExit):
         scores(checkpoint, token_dir, "--averaged", "true")
     assert "model.pt holds no averaged weights" in capsys.readouterr().err
+
+
+def test_costs_by_position_and_by_prompt(tmp_path, token_dir, capsys):
+    checkpoint = write_checkpoint(tmp_path / "model.pt")
+    found = scores(checkpoint, token_dir, "--bin-sec", 0.5, "--prompt-seconds", 0.1, 0.5)
+    bins, prompts = found["by_position"], found["by_prompt"]
+    assert list(bins)[:2] == ["0", "0.5"]
+    counts = [part["num_frames"] for part in bins.values()]
+    assert counts == sorted(counts, reverse=True)  # ever fewer cuts are so long
+    whole = sum(part["num_frames"] * part["nats"][0] for part in bins.values()) / sum(counts)
+    assert whole == pytest.approx(found["AudioLM"][0]["loss"])
+    assert list(prompts) == ["0.1", "0.5"]
+    short, long = prompts.values()
+    assert short["num_frames"] == long["num_frames"] > 0  # the same frames
+    assert short["nats"] != long["nats"]
+    printed = capsys.readouterr().out
+    assert "| continuation | frames | q1 |" in printed
+    assert "| from 0.5 s |" in printed
+    assert "| prompt | frames | q1 |" in printed
+
+
+def test_a_prompt_longer_than_all_cuts_is_explained(tmp_path, token_dir, capsys):
+    checkpoint = write_checkpoint(tmp_path / "model.pt")
+    with pytest.raises(SystemExit):
+        scores(checkpoint, token_dir, "--prompt-seconds", 1, 100)
+    assert "no frame was scored: were all cuts shorter" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scores(checkpoint, token_dir, "--prompt-seconds", 0.001)
+    assert "prompt_frames is 0, expected 1 to begin, 0" in capsys.readouterr().err

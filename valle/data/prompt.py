@@ -57,10 +57,12 @@ def split_prompt(codes: Tensor, lens: Tensor, ratio: float) -> PromptSplit:
     x_lens = torch.minimum(prompt, lens - 1)
     y_lens = lens - x_lens
     start = torch.zeros_like(x_lens)
-    return PromptSplit(_rows(codes, start, x_lens), x_lens, _rows(codes, x_lens, y_lens), y_lens)
+    return PromptSplit(
+        take_rows(codes, start, x_lens), x_lens, take_rows(codes, x_lens, y_lens), y_lens
+    )
 
 
-def _rows(codes: Tensor, start: Tensor, lens: Tensor) -> Tensor:
+def take_rows(codes: Tensor, start: Tensor, lens: Tensor) -> Tensor:
     """Frames [start, start + lens) of each row, moved to its front, zeros behind."""
     _, T, Q = codes.shape
     offset = torch.arange(int(lens.max()), device=codes.device)  # (S,)
