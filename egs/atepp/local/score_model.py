@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ngrams import Bigram, Score, Unigram, best_score
+from ngrams import Bigram, Score, Trigram, Unigram, best_score
 
 from valle.data import CodecInfo, TokenDataModule, cut_codes, split_prompt
 from valle.evaluation import Likelihood, LikelihoodMeter, frame_costs, prompts_before
@@ -76,7 +76,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def score_model(args: argparse.Namespace) -> Scores:
-    """Score the model, the unigram and the bigram.
+    """Score the model and the n-grams.
 
     Raises:
       ValueError, OSError: A checkpoint or tokens that cannot be used.
@@ -106,7 +106,7 @@ def score_model(args: argparse.Namespace) -> Scores:
     quantizers = range(model.config.num_quantizers)
     overall = meter.overall()
     rows = {"AudioLM": list(map(Score, overall.nats, overall.top1))}
-    for name, kind in (("unigram", Unigram), ("bigram", Bigram)):
+    for name, kind in (("unigram", Unigram), ("bigram", Bigram), ("trigram", Trigram)):
         rows[name] = [
             best_score(
                 kind,
