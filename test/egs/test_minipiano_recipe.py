@@ -32,7 +32,10 @@ def test_the_recipe_runs_whole_and_again(tmp_path):
     for picture in ("losses.png", "continuations.png"):
         assert (tmp_path / "exp" / picture).stat().st_size > 10_000
     scores = json.loads((tmp_path / "exp/scores.json").read_text())
-    assert {len(rows) for rows in scores.values()} == {4}
+    for name in ("AudioLM", "unigram", "bigram", "trigram"):
+        assert len(scores[name]) == 4
+    assert scores["by_position"]
+    assert {len(found["nats"]) for found in scores["by_position"].values()} == {4}
     assert "| AudioLM |" in first.stdout
 
     second = subprocess.run(
