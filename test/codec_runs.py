@@ -1,7 +1,5 @@
 """Runs of the codec trainer as its users start it, on a tiny codec and a few seconds of sound."""
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -12,6 +10,7 @@ import soundfile
 import torch
 import trainer_codec
 from tiny_codec import CONFIG, RATE, make_encodec, noise
+from trainer_runs import run_here
 from transformers import EncodecModel
 
 from valle.codec.rvq import codebooks_of
@@ -61,14 +60,7 @@ def arguments(source: Path, exp_dir: Path, *flags: object) -> list[str]:
 
 def train_codec(source: Path, exp_dir: Path, *flags: object, fails: bool = False) -> str:
     """Run the trainer here; return what it printed."""
-    printed, status = io.StringIO(), 0
-    with contextlib.redirect_stderr(printed):
-        try:
-            trainer_codec.main(arguments(source, exp_dir, *flags))
-        except SystemExit as stop:
-            status = stop.code
-    assert (status != 0) == fails, printed.getvalue()
-    return printed.getvalue()
+    return run_here(trainer_codec.main, arguments(source, exp_dir, *flags), fails)
 
 
 def train_codec_on_ranks(source: Path, exp_dir: Path, world_size: int, *flags: object) -> str:

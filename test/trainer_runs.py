@@ -34,10 +34,15 @@ def arguments(token_dir: Path, exp_dir: Path, *flags: object) -> list[str]:
 
 def train(token_dir: Path, exp_dir: Path, *flags: object, fails: bool = False) -> str:
     """Run the trainer here; return what it printed."""
+    return run_here(trainer_audiolm.main, arguments(token_dir, exp_dir, *flags), fails)
+
+
+def run_here(main: Callable[[list[str]], Any], args: list[str], fails: bool = False) -> str:
+    """Call a script's `main`, which is to fail or not; return what it printed."""
     printed, status = io.StringIO(), 0
     with contextlib.redirect_stderr(printed):
         try:
-            trainer_audiolm.main(arguments(token_dir, exp_dir, *flags))
+            main(args)
         except SystemExit as stop:
             status = stop.code
     assert (status != 0) == fails, printed.getvalue()
