@@ -6,13 +6,21 @@ from valle.data.collation import check_codes, collate_codes
 from valle.data.datamodule import Survey, TokenDataModule
 from valle.data.dataset import TokenDataset
 from valle.data.manifest import codec_of, cut_codes, load_cuts
-from valle.data.prompt import PromptSplit, split_prompt
+from valle.data.prompt import (
+    GapSplit,
+    PromptSplit,
+    draw_gaps,
+    middle_gaps,
+    split_gaps,
+    split_prompt,
+)
 from valle.data.sampler import consumed_state
 from valle.data.sound_writer import GrowingWav, RawPCM, ReaderGone
 
 __all__ = [
     "Codec",
     "CodecInfo",
+    "GapSplit",
     "GrowingWav",
     "PromptSplit",
     "RawPCM",
@@ -26,7 +34,10 @@ __all__ = [
     "collate_codes",
     "consumed_state",
     "cut_codes",
+    "draw_gaps",
     "load_audio",
     "load_cuts",
+    "middle_gaps",
+    "split_gaps",
     "split_prompt",
 ]
