@@ -284,6 +284,7 @@ def test_default_config_is_the_promised_one():
         "prepend_bos": False,
         "num_audio_tokens": 2048,
         "dropout": 0.1,
+        "ahead_frames": 0,
     }
 
 

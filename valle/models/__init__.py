@@ -55,6 +55,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="codebook size; default: what the manifest's codec has",
     )
+    group.add_argument(
+        "--infill-prob",
+        type=float,
+        default=0.0,
+        help="share of the training cuts that have a gap to fill, in the place of a continuation; "
+        "above 0 the model can fill gaps",
+    )
+    group.add_argument(
+        "--ahead-frames",
+        type=int,
+        default=25,
+        help="with --infill-prob: what the AR half reads of what follows a gap",
+    )
     group.add_argument("--dropout", type=float, default=0.1, help="of embeddings and residuals")
 
 
@@ -71,4 +84,5 @@ def get_model(params: Any) -> AudioLM:
         prepend_bos=params.prepend_bos,
         num_audio_tokens=params.num_audio_tokens,
         dropout=params.dropout,
+        ahead_frames=params.ahead_frames if params.infill_prob > 0 else 0,
     )

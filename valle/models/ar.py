@@ -2,7 +2,8 @@
 
 It continues any condition that comes as vectors and knows nothing of what these stand for.
 
-B batch, S condition frames, T target frames, L = S + T, V codebook size, D model width.
+B batch, S condition frames, T target frames, A frames ahead, L = A + S + T, V codebook size,
+D model width.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from valle.models.condition import Ahead
 from valle.modules.attention import AttentionSpan
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
@@ -28,12 +30,19 @@ class ARState:
       longest: the longest of them where the host keeps count and all that is cached is real. None:
         every step reads the whole cache behind a mask, so that each is the same to the device.
       fused: reads a frame in one call, in the place of the layers.
+      ahead_lens: (B,) how many of the frames read come later in time; None: none.
     """
 
     cache: KVCache
     lens: Tensor
     longest: int | None = None
     fused: FusedStep | None = None
+    ahead_lens: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """(B,) where in time the next frame stands."""
+        return self.lens if self.ahead_lens is None else self.lens - self.ahead_lens
 
 
 class ARDecoder(nn.Module):
@@ -42,6 +51,11 @@ class ARDecoder(nn.Module):
     The output at the last condition frame predicts the first target frame. With `prepend_bos` a
     learned BOS frame stands between the two and predicts it, and the condition may be empty. BOS
     is a vector and not an id, so no head can emit it.
+
+    With `ahead_frames` it reads so many frames of what follows a gap before it fills it, marked by
+    a learned vector. More would not be better: a small model that read all that follows looked
+    there for what stands just before, and filled gaps worse than it continued
+    (docs/generation.md).
     """
 
     def __init__(
@@ -55,6 +69,7 @@ class ARDecoder(nn.Module):
         add_prenet: bool = False,
         prepend_bos: bool = False,
         dropout: float = 0.1,
+        ahead_frames: int = 0,
     ):
         super().__init__()
         self.eos_id = codebook_size
@@ -65,6 +80,8 @@ class ARDecoder(nn.Module):
         self.dropout = Dropout(dropout)
         self.decoder = Decoder(d_model, nhead, num_layers, norm_first, dropout=dropout)
         self.head = nn.Linear(d_model, codebook_size + 1)  # one more for EOS
+        self.ahead_frames = ahead_frames
+        self.ahead_mark = nn.Parameter(torch.zeros(d_model)) if ahead_frames else None
 
     def init_embeddings(self, codebooks: Tensor) -> None:
         """Start from (Q, V, D_codec) codebook vectors; the row of EOS keeps its random start."""
@@ -72,23 +89,33 @@ class ARDecoder(nn.Module):
         init_head(self.head, codebooks[0], directions)
 
     def forward(
-        self, condition: Tensor, condition_lens: Tensor, codes: Tensor, code_lens: Tensor
+        self,
+        condition: Tensor,
+        condition_lens: Tensor,
+        codes: Tensor,
+        code_lens: Tensor,
+        ahead: Ahead | None = None,
     ) -> Tensor:
         """Predict each target frame from all before it (teacher forcing).
 
         Args:
           condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
           codes: (B, T) codes of quantizer 1; `code_lens` (B,).
+          ahead: what follows the codes, as `look_ahead` gives it.
 
         Returns:
           (B, T + 1, V + 1) logits; [:, t] predicts codes[:, t], and the one at a row's own length
           predicts what follows its last frame, which may be EOS.
         """
-        x, _ = self._with_bos(condition, condition_lens)
-        x = close_gap(x, condition_lens + self.num_bos, self._embed(codes), code_lens)
-        targets = FrameRange(condition_lens + self.num_bos - 1, codes.shape[1] + 1)
-        span = AttentionSpan(is_causal=True)
-        return self.head(self.decoder(self._at_positions(x), span, wanted=targets))
+        x, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        targets = FrameRange(before - 1, codes.shape[1] + 1)
+        return self.head(self.decoder(x, AttentionSpan(is_causal=True), wanted=targets))
+
+    def look_ahead(self, codes: Ahead) -> Ahead:
+        """What is read of codes (B, A, Q) that follow a gap, as marked vectors."""
+        assert self.ahead_mark is not None
+        ahead = codes.first(self.ahead_frames).embedded(self.embedding)
+        return ahead._replace(vectors=ahead.vectors + self.ahead_mark)
 
     def prefill(
         self,
@@ -97,6 +124,7 @@ class ARDecoder(nn.Module):
         codes: Tensor,
         code_lens: Tensor,
         cache: KVCache,
+        ahead: Ahead | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Read a condition, and codes that follow it, into a cache.
 
@@ -104,21 +132,21 @@ class ARDecoder(nn.Module):
           condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
           codes: (B, T) codes of quantizer 1 that are known already, T may be 0; `code_lens` (B,).
           cache: of these B rows; what it holds is overwritten from the first frame on.
+          ahead: what follows all codes that will be, as `look_ahead` gives it.
 
         Returns:
           (B, V + 1) float logits of the next frame, and (B,) how many frames a row has now read.
         """
-        x, lens = self._with_bos(condition, condition_lens)
-        x = close_gap(x, lens, self._embed(codes), code_lens)
-        lens = lens + code_lens
-        x = self._at_positions(x[:, : int(lens.max())])
+        x, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        lens = before + code_lens
+        x = x[:, : int(lens.max())]
         span, newest = AttentionSpan(is_causal=True), FrameRange(lens - 1, 1)
         hidden = self.decoder(x, span, cache=cache, wanted=newest)
         return self.head(hidden)[:, 0].float(), lens
 
     def decode_one_frame(self, codes: Tensor, state: ARState) -> Tensor:
         """Read one new code (B,) a row; return the (B, V + 1) float logits of the next."""
-        x = self._at_positions(self._embed(codes[:, None]), state.lens[:, None])
+        x = self._at_positions(self._embed(codes[:, None]), state.places[:, None])
         if state.fused is not None:
             logits = state.fused(x[:, 0], state.lens, state.cache.data)
         else:
@@ -135,6 +163,29 @@ class ARDecoder(nn.Module):
 
     def _embed(self, codes: Tensor) -> Tensor:
         return self.embedding(codes[:, :, None])
+
+    def _read(
+        self,
+        condition: Tensor,
+        condition_lens: Tensor,
+        codes: Tensor,
+        code_lens: Tensor,
+        ahead: Ahead | None,
+    ) -> tuple[Tensor, Tensor]:
+        """All that is read, in its order and at its places, (B, L, D).
+
+        Also (B,) how many frames of it come before the codes.
+        """
+        x, lens = self._with_bos(condition, condition_lens)
+        x = close_gap(x, lens, self._embed(codes), code_lens)
+        if ahead is None:
+            return self._at_positions(x), lens
+        longest = None if ahead.longest is None else ahead.longest + self.num_bos
+        x = close_gap(ahead.vectors, ahead.lens, x, lens + code_lens, longest)
+        order = torch.arange(x.shape[1], device=x.device)[None]
+        is_ahead = order < ahead.lens[:, None]
+        shift = torch.where(is_ahead, (ahead.starts + self.num_bos)[:, None], -ahead.lens[:, None])
+        return self._at_positions(x, order + shift), ahead.lens + lens
 
     def _with_bos(self, condition: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         if self.bos is None:

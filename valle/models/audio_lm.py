@@ -3,7 +3,8 @@
 Two transformers share the work as in VALL-E (arXiv 2301.02111), without its text: `ar` predicts
 quantizer 1 frame by frame, `nar` predicts quantizers 2 to Q, a pass a quantizer.
 
-B batch, S prompt frames, T target frames, Q quantizers, V codebook size, D model width.
+B batch, S prompt frames, T target frames, A frames after a gap, Q quantizers, V codebook size,
+D model width.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from valle.models.ar import ARDecoder
-from valle.models.checks import check_codes
+from valle.models.checks import check_codes, check_infills
+from valle.models.condition import Ahead
 from valle.models.engine import Engine
 from valle.models.generation import UNKNOWN
 from valle.models.nar import NARDecoder
@@ -49,6 +51,8 @@ class AudioLMConfig:
       prepend_bos: a BOS frame before the target, which allows an empty prompt.
       num_audio_tokens: V, the codebook size of the codec.
       dropout: of embeddings and residuals.
+      ahead_frames: what the AR half reads of what follows a gap before it fills it; 0: the model
+        only continues.
     """
 
     d_model: int = 1024
@@ -61,6 +65,7 @@ class AudioLMConfig:
     prepend_bos: bool = False
     num_audio_tokens: int = 2048
     dropout: float = 0.1
+    ahead_frames: int = 0
 
     def __post_init__(self) -> None:
         for name in ("d_model", "nhead", "num_layers", "nar_scale_factor", "num_audio_tokens"):
@@ -70,6 +75,8 @@ class AudioLMConfig:
             raise ValueError(
                 f"num_quantizers must be at least 2 (one for each half), got {self.num_quantizers}"
             )
+        if self.ahead_frames < 0:
+            raise ValueError(f"ahead_frames must be 0 or more, got {self.ahead_frames}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         _check_heads("d_model", self.d_model, "nhead", self.nhead)
@@ -82,6 +89,11 @@ class AudioLMConfig:
     def shortest_prompt(self) -> int:
         """Frames that a prompt must have: what predicts the first new frame needs a place."""
         return 0 if self.prepend_bos else 1
+
+    @property
+    def infills(self) -> bool:
+        """Whether the model has been made to fill gaps."""
+        return self.ahead_frames > 0
 
     @property
     def nar_d_model(self) -> int:
@@ -137,6 +149,7 @@ class AudioLM(nn.Module):
         prepend_bos: bool = False,
         num_audio_tokens: int = 2048,
         dropout: float = 0.1,
+        ahead_frames: int = 0,
     ):
         super().__init__()
         config = AudioLMConfig(
@@ -150,6 +163,7 @@ class AudioLM(nn.Module):
             prepend_bos=prepend_bos,
             num_audio_tokens=num_audio_tokens,
             dropout=dropout,
+            ahead_frames=ahead_frames,
         )
         self.config = config
         self.stage_generator = torch.Generator().manual_seed(0)
@@ -164,6 +178,7 @@ class AudioLM(nn.Module):
             add_prenet=config.add_prenet,
             prepend_bos=config.prepend_bos,
             dropout=config.dropout,
+            ahead_frames=config.ahead_frames,
         )
         self.nar = NARDecoder(
             d_model=config.nar_d_model,
@@ -247,8 +262,11 @@ class AudioLM(nn.Module):
         reduction: str = "sum",
         train_stage: int = 0,
         y_ends: Tensor | None = None,
+        after: Tensor | None = None,
+        after_lens: Tensor | None = None,
+        longest: int | None = None,
     ) -> AudioLMOutput:
-        """Loss of continuing prompts by their targets.
+        """Loss of continuing prompts by their targets, or of filling gaps with them.
 
         In training each row's NAR stage is drawn; in eval mode every stage is scored on every row.
 
@@ -259,6 +277,9 @@ class AudioLM(nn.Module):
           train_stage: 0 both halves (the mean of their losses), 1 AR alone, 2 NAR alone.
           y_ends: (B,) bool, True where the target reaches the end of its recording. EOS is a
             target there and nowhere else; None means nowhere.
+          after: (B, A, Q) codes that follow the targets, which then are gaps between `x` and these,
+            for a model that fills gaps; `after_lens` (B,), 0 where a row is a continuation.
+          longest: no row has more frames, `x`, `y` and `after` together; saves padding on a GPU.
 
         Raises:
           ValueError: shapes, lengths or codes that cannot be; the message says which. Values are
@@ -269,25 +290,53 @@ class AudioLM(nn.Module):
             raise ValueError(f'reduction must be "sum" or "mean", got "{reduction}"')
         x, x_lens = check_codes("x", x, x_lens, self.config, self.config.shortest_prompt)
         y, y_lens = check_codes("y", y, y_lens, self.config, min_len=1)
+        ahead = self.what_follows(x, x_lens, y_lens, after, after_lens, longest)
         predictions = [torch.full_like(y[:, :, :1], UNKNOWN), torch.full_like(y[:, :, 1:], UNKNOWN)]
         scores = []
         if stage != TrainStage.NAR:
-            scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends))
+            scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends, ahead))
             predictions[0] = scores[-1].predictions
         if stage != TrainStage.AR:
-            scores.append(self._score_nar(x, x_lens, y, y_lens))
+            scores.append(self._score_nar(x, x_lens, y, y_lens, ahead))
             predictions[1] = scores[-1].predictions
         losses = [s.loss.total if reduction == "sum" else s.loss.mean() for s in scores]
         metrics = {name: value for s in scores for name, value in s.metrics.items()}
         return AudioLMOutput(torch.cat(predictions, dim=2), torch.stack(losses).mean(), metrics)
 
+    def what_follows(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y_lens: Tensor,
+        after: Tensor | None,
+        after_lens: Tensor | None,
+        longest: int | None = None,
+    ) -> Ahead | None:
+        """Codes after the targets, as in `forward`, checked; None for a model that reads none."""
+        if after is None and not self.config.infills:
+            return None
+        check_infills(self.config)
+        # where nothing follows its mark takes part all the same: ranks exchange its gradient, zero
+        after = x[:, :0] if after is None else after
+        after, after_lens = check_codes("after", after, after_lens, self.config, min_len=0)
+        if longest is None and after.device.type == "cpu":
+            longest = int((x_lens + y_lens + after_lens).max())
+        return Ahead(after, after_lens, x_lens + y_lens, longest)
+
     def _score_ar(
-        self, x: Tensor, x_lens: Tensor, y: Tensor, y_lens: Tensor, y_ends: Tensor | None
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        y_ends: Tensor | None,
+        ahead: Ahead | None,
     ) -> "_HalfScore":
         """Score quantizer 1, and EOS where a target ends its recording."""
         B, T, _ = y.shape
         codes = y[:, :, 0]
-        logits = self.ar(self.ar.embedding(x), x_lens, codes, y_lens).float()
+        ahead = None if ahead is None else self.ar.look_ahead(ahead)
+        logits = self.ar(self.ar.embedding(x), x_lens, codes, y_lens, ahead).float()
         frames = length_mask(y_lens, T + 1)
         targets = F.pad(codes, (0, 1)).where(frames, self.eos_id)
         num_targets = y_lens if y_ends is None else y_lens + y_ends.to(y_lens)
@@ -297,10 +346,18 @@ class AudioLM(nn.Module):
         metrics["ArTop10Accuracy"] = scores.top10_accuracy.sum()
         return _HalfScore(scores.loss.sum(), predictions, metrics)
 
-    def _score_nar(self, x: Tensor, x_lens: Tensor, y: Tensor, y_lens: Tensor) -> "_HalfScore":
+    def _score_nar(
+        self,
+        x: Tensor,
+        x_lens: Tensor,
+        y: Tensor,
+        y_lens: Tensor,
+        ahead: Ahead | None,
+    ) -> "_HalfScore":
         """Score quantizers 2 to Q: one drawn for each row in training, else all."""
         B, T, Q = y.shape
         prompt, frames = self.nar.embedding(x), length_mask(y_lens, T)
+        ahead = None if ahead is None else self.nar.look_ahead(ahead)
         predictions = torch.full_like(y, UNKNOWN)
         rows = torch.arange(B, device=y.device)
         if self.training:
@@ -310,7 +367,7 @@ class AudioLM(nn.Module):
         metrics: dict[str, Summed] = {}
         totals, top10 = [], []
         for stages in passes:
-            logits = self.nar(prompt, x_lens, y, y_lens, stages).float()
+            logits = self.nar(prompt, x_lens, y, y_lens, stages, ahead).float()
             quantizers = stages.to(y.device, non_blocking=True)
             scores = frame_scores(logits, y[rows, :, quantizers], frames)
             predictions[rows, :, quantizers] = logits.detach().argmax(-1).where(frames, UNKNOWN)
@@ -355,6 +412,40 @@ class AudioLM(nn.Module):
           ValueError: arguments that cannot be; the message says which.
         """
         return Engine(self).inference(x, x_lens, **options)
+
+    def infill(
+        self,
+        before: Tensor,
+        before_lens: Tensor | None,
+        after: Tensor,
+        after_lens: Tensor | None,
+        gap_lens: Tensor | int,
+        **options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Fill the gaps between two passages each.
+
+        A gap gets exactly the frames that it lacks, EOS cannot come. The model must have been
+        trained for it (`config.infills`). A row depends on its own passages and random numbers
+        alone.
+
+        Args:
+          before: (P, S, Q) codes before the gaps; `before_lens` (P,), None where all rows are full.
+          after: (P, A, Q) codes after the gaps, A may be 0; `after_lens` (P,), likewise.
+          gap_lens: (P,) frames of each gap, or one number for all.
+          options: `temperature`, `top_k` and the other fields of `GenerationOptions` that bear on
+            sampling, `num_samples`; `generator`, `progress`, `return_lens` as for `inference`; and
+            window: read no more of both sides than fits into so many frames with the gap (the
+              length of the training's cuts is a good choice), the nearest; 0: everything.
+
+        Returns:
+          (B, L, Q) int64: before, what fills the gap, and after, joined; the given frames
+          untouched. Shorter rows are filled up with -1. B is P, or P x `num_samples` with the
+          samples of a gap side by side. With `return_lens` also (B,).
+
+        Raises:
+          ValueError: arguments that cannot be, or a model that only continues.
+        """
+        return Engine(self).infill(before, before_lens, after, after_lens, gap_lens, **options)
 
     def stream(self, x: Tensor, x_lens: Tensor | None = None, **options: Any) -> Iterator[Tensor]:
         """Continue prompts, giving out new frames while more are made.

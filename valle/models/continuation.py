@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from valle.models.ar import ARDecoder
-from valle.models.generation import NUM_REDRAWS, UNKNOWN, ARRows, generate_ar, generate_nar
+from valle.models.condition import Condition
+from valle.models.generation import (
+    NUM_REDRAWS,
+    UNKNOWN,
+    ARRows,
+    generate_ar,
+    generate_nar,
+)
 from valle.models.nar import NARDecoder
 from valle.models.options import GenerationOptions
 from valle.modules.fused_step import FusedStep
@@ -83,9 +90,8 @@ class Continuation:
         longest = int(lens.max()) + self.max_new
         return ARRows(
             self.ar,
-            self.ar.embedding(pad_sequence(list(prompts), batch_first=True)),
-            lens,
-            self._recent_codes(),
+            Condition(self.ar.embedding(pad_sequence(list(prompts), batch_first=True)), lens),
+            recent_codes(self._complete, self.options.repetition_window),
             self.options.length,
             self.options.ar_sampling,
             RowDraws(generators, NUM_REDRAWS + prompts[0].shape[1], device),
@@ -93,15 +99,6 @@ class Continuation:
             max_len=min(longest, context or longest) + self.ar.num_bos,
             fused=fused,
         )
-
-    def _recent_codes(self) -> Tensor:
-        """The last codes (B, K) of quantizer 1 that repetition is measured against."""
-        K = self.options.repetition_window
-        recent = torch.full((len(self._complete), K), UNKNOWN, device=self._complete[0].device)
-        for row, codes in zip(recent, self._complete, strict=True):
-            last = codes[max(len(codes) - K, 0) :, 0]
-            row[K - len(last) :] = last  # new codes take the first places, where nothing is
-        return recent
 
     def _complete_chunk(self) -> Tensor:
         """Quantizers 2 to Q of the next chunk, (B, up to C, Q)."""
@@ -147,3 +144,17 @@ class Continuation:
                 codes, complete = complete[-1:, 0], complete[:-1]
             kept = context - self.windows.stride_frames - len(codes)
             self._rows.read_again(row, self.ar.embedding(complete[None, -kept:]), codes[None])
+
+
+def recent_codes(rows: Sequence[Tensor], window: int) -> Tensor:
+    """The last codes (B, K) of quantizer 1 that repetition is measured against.
+
+    Args:
+      rows: B tensors (T, Q) of codes.
+      window: K; a row of fewer frames has `UNKNOWN` first.
+    """
+    recent = torch.full((len(rows), window), UNKNOWN, device=rows[0].device)
+    for row, codes in zip(recent, rows, strict=True):
+        last = codes[max(len(codes) - window, 0) :, 0]
+        row[window - len(last) :] = last  # new codes take the first places, where nothing is
+    return recent

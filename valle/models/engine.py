@@ -8,6 +8,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from valle.models.ar import ARDecoder
-from valle.models.checks import check_prompts
+from valle.models.checks import check_gaps, check_prompts
 from valle.models.continuation import Continuation
 from valle.models.generation import UNKNOWN
-from valle.models.options import GenerationOptions, Windows
+from valle.models.infilling import Gap, fill_gaps
+from valle.models.options import GenerationOptions, Length, Windows
 from valle.modules.fused_step import FusedStep, why_not_fused
 from valle.modules.masks import close_gap, length_mask
 from valle.modules.quantization import QuantizedLinear, quantize_linears
@@ -81,10 +83,44 @@ class Engine:
         chunks = list(self._chunks(x, x_lens, asked, generators, progress))
         x, x_lens = (t.repeat_interleave(asked.num_samples, dim=0) for t in (x, x_lens))
         new = torch.cat(chunks, dim=1) if chunks else x[:, :0]
-        lens = (new[:, :, 0] != UNKNOWN).sum(1)
-        joined = close_gap(x, x_lens, new, lens)[:, : int((x_lens + lens).max())]
-        joined = joined.where(length_mask(x_lens + lens, joined.shape[1])[:, :, None], UNKNOWN)
-        return (joined, x_lens + lens) if return_lens else joined
+        joined, lens = _joined((x, x_lens), (new, (new[:, :, 0] != UNKNOWN).sum(1)))
+        return (joined, lens) if return_lens else joined
+
+    @torch.no_grad()
+    def infill(
+        self,
+        before: Tensor,
+        before_lens: Tensor | None,
+        after: Tensor,
+        after_lens: Tensor | None,
+        gap_lens: Tensor | int,
+        *,
+        window: int = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress: Callable[[int], None] | None = None,
+        return_lens: bool = False,
+        **options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Fill gaps; see `AudioLM.infill`."""
+        checked = check_gaps(before, before_lens, after, after_lens, gap_lens, self.config)
+        before, before_lens, after, after_lens, gap_lens = checked
+        asked = infill_options(int(gap_lens.max()), options)
+        lens = zip(before_lens.tolist(), gap_lens.tolist(), after_lens.tolist(), strict=True)
+        gaps = [
+            Gap(left[:num_left], num_new, right[:num_right])
+            for left, right, (num_left, num_new, num_right) in zip(before, after, lens, strict=True)
+        ]
+        if window:
+            gaps = [gap.within(window, self.config.shortest_prompt) for gap in gaps]
+        generators = row_generators(len(gaps) * asked.num_samples, generator)
+        with _evaluating(self.ar, self.nar):
+            new = fill_gaps(self.ar, self.nar, gaps, generators, asked, self.fused, progress)
+        known = (before, before_lens, gap_lens, after, after_lens)
+        left, left_lens, new_lens, right, right_lens = (
+            t.repeat_interleave(asked.num_samples, dim=0) for t in known
+        )
+        joined = _joined((left, left_lens), (new, new_lens), (right, right_lens))
+        return joined if return_lens else joined[0]
 
     def stream(
         self,
@@ -157,6 +193,34 @@ def _converted(half: nn.Module, dtype: str) -> Any:
         quantize_linears(converted.decoder, _BITS[dtype])
         converted.set_submodule("head", QuantizedLinear.from_linear(converted.head, _BITS[dtype]))
     return converted
+
+
+def infill_options(longest_gap: int, options: dict[str, Any]) -> GenerationOptions:
+    """How gaps are filled: what bears on length and chunks is given by the gaps.
+
+    Raises:
+      ValueError: an option that has no meaning here, or a value that cannot be.
+    """
+    of_length = {f.name for f in fields(Length) + fields(Windows)} | {
+        "max_new_tokens",
+        "min_new_tokens",
+    }
+    misplaced = sorted(of_length & set(options))
+    if misplaced:
+        raise ValueError(
+            f"{', '.join(misplaced)} cannot be asked of infill, which makes as many frames as "
+            "gap_lens says, in one go: leave it out"
+        )
+    return GenerationOptions(max_new_tokens=longest_gap, ignore_eos=True, **options)
+
+
+def _joined(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Padded parts with their lengths, one behind the other: (B, L, Q), `UNKNOWN` past an end."""
+    codes, lens = parts[0]
+    for part, part_lens in parts[1:]:
+        codes, lens = close_gap(codes, lens, part, part_lens), lens + part_lens
+    codes = codes[:, : int(lens.max())]
+    return codes.where(length_mask(lens, codes.shape[1])[:, :, None], UNKNOWN), lens
 
 
 def _stream_options(given: dict[str, Any]) -> dict[str, int]:

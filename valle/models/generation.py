@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from valle.models.ar import ARDecoder, ARState
+from valle.models.condition import Ahead, Condition
 from valle.models.nar import NARDecoder
 from valle.models.options import Length
 from valle.modules.cuda_graph import GraphedCall
@@ -42,34 +43,26 @@ def row_groups(num_rows: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
-def prefill(
-    ar: ARDecoder,
-    condition: Tensor,
-    condition_lens: Tensor,
-    codes: Tensor,
-    code_lens: Tensor,
-    cache: KVCache,
-) -> tuple[Tensor, Tensor]:
-    """Read conditions, and the codes after them, into a cache.
+def prefill(ar: ARDecoder, condition: Condition, cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Read conditions into a cache.
 
     Args:
       ar: the autoregressive half, in eval mode.
-      condition: (B, S, D) vectors; `condition_lens` (B,).
-      codes: (B, T) codes of quantizer 1 that are there already; `code_lens` (B,).
-      cache: for B rows.
+      condition: of P rows.
+      cache: for as many rows.
 
     Returns:
-      (B, V + 1) logits of the next frame, and (B,) frames read.
+      (P, V + 1) logits of the next frame, and (P,) frames read.
     """
     logits, lens = [], []
-    for rows in row_groups(condition.shape[0], condition.device):
-        S, T = int(condition_lens[rows].max()), int(code_lens[rows].max())
+    device = condition.lens.device
+    for rows in row_groups(len(condition.lens), device):
+        part = condition.rows(rows)
+        num_rows = len(part.lens)
+        no_codes = torch.zeros(num_rows, 0, dtype=torch.long, device=device)
+        no_lens = torch.zeros(num_rows, dtype=torch.long, device=device)
         one_logits, one_lens = ar.prefill(
-            condition[rows, :S],
-            condition_lens[rows],
-            codes[rows, :T],
-            code_lens[rows],
-            cache.rows(rows),
+            part.vectors, part.lens, no_codes, no_lens, cache.rows(rows), part.ahead
         )
         logits.append(one_logits)
         lens.append(one_lens)
@@ -83,7 +76,7 @@ class ARRows:
 
     Args:
       ar: the autoregressive half, in eval mode.
-      condition: (B, S, D) vectors; `condition_lens` (B,).
+      condition: of P prompts, for each of which there are B / P rows, side by side.
       recent: (B, K) the prompts' last codes of quantizer 1, `UNKNOWN` where there is none;
         K = `sampling.repetition_window`.
       length: when rows end.
@@ -97,8 +90,7 @@ class ARRows:
     def __init__(
         self,
         ar: ARDecoder,
-        condition: Tensor,
-        condition_lens: Tensor,
+        condition: Condition,
         recent: Tensor,
         length: Length,
         sampling: Sampling,
@@ -107,7 +99,7 @@ class ARRows:
         max_len: int,
         fused: FusedStep | None = None,
     ) -> None:
-        B, device = len(draws.generators), condition.device
+        B, device = len(draws.generators), condition.lens.device
         self.ar, self.length, self.sampling, self.draws = ar, length, sampling, draws
         self.codes = torch.full((B, buffer_frames), UNKNOWN, device=device)
         """(B, N) codes of quantizer 1 that are not yet forgotten."""
@@ -121,10 +113,11 @@ class ARRows:
         self._live = torch.arange(B, device=device)  # the rows that have not ended
         self._is_alive = torch.ones(B, dtype=torch.bool, device=device)
         self._last = torch.zeros(B, dtype=torch.long, device=device)
+        self._most = self._most_frames(condition)  # of each living row
         # the host's counts once more for the device: frames since the start, frames in the buffer
         self._frame = torch.zeros(1, dtype=torch.long, device=device)
         self._column = torch.zeros(1, dtype=torch.long, device=device)
-        self._first_logits, self._state = self._prefill(condition, condition_lens, max_len, fused)
+        self._first_logits, self._state = self._prefill(condition, max_len, fused)
         self._next_frame = GraphedCall(self._decode_and_draw, device)
 
     @property
@@ -172,22 +165,29 @@ class ARRows:
         if self._state.longest is not None:
             self._state.longest = int(self._state.lens.max())
 
+    def _most_frames(self, condition: Condition) -> Tensor:
+        """(B,) new frames after which a row has all that it may have: where its gap ends."""
+        if condition.ahead is None:
+            return torch.full_like(self._live, self.length.max_new_frames)
+        gaps = condition.ahead.starts - condition.lens
+        return gaps.repeat_interleave(len(self._live) // len(gaps))
+
     def _prefill(
-        self, condition: Tensor, condition_lens: Tensor, max_len: int, fused: FusedStep | None
+        self, condition: Condition, max_len: int, fused: FusedStep | None
     ) -> tuple[Tensor, ARState]:
         """Read each condition once, then give every sample of it a row of its own."""
-        num_prompts, device = condition.shape[0], condition.device
-        no_codes = torch.zeros(num_prompts, 0, dtype=torch.long, device=device)
-        no_lens = torch.zeros(num_prompts, dtype=torch.long, device=device)
+        num_prompts, device = len(condition.lens), condition.lens.device
         cache = self.ar.decoder.new_cache(num_prompts, max_len)
-        logits, lens = prefill(self.ar, condition, condition_lens, no_codes, no_lens, cache)
+        logits, lens = prefill(self.ar, condition, cache)
+        ahead_lens = None if condition.ahead is None else condition.ahead.lens
         num_samples = len(self._live) // num_prompts
         if num_samples > 1:
             rows = self._live // num_samples
             cache, logits, lens = cache.take(rows), logits[rows], lens[rows]
+            ahead_lens = None if ahead_lens is None else ahead_lens[rows]
         # a device works through the same launches every frame; a host can count what is cached
         longest = int(lens.max()) if device.type == "cpu" else None
-        return logits, ARState(cache, lens, longest, fused)
+        return logits, ARState(cache, lens, longest, fused, ahead_lens)
 
     def _decode_and_draw(self) -> None:
         self._draw(self.ar.decode_one_frame(self._last, self._state))
@@ -202,7 +202,7 @@ class ARRows:
             self._recent.index_copy_(1, self._frame.remainder(window), drawn[:, None])
         else:
             drawn = sample(logits, self.sampling, uniforms[:, 0])
-        self._is_alive &= drawn != eos
+        self._is_alive &= (drawn != eos) & (self._frame < self._most)
         self._last.copy_(drawn.where(self._is_alive, 0))
         self.codes[self._live, self._column] = drawn.where(self._is_alive, UNKNOWN)
         self.lens[self._live] += self._is_alive
@@ -215,15 +215,18 @@ class ARRows:
         num_ended = len(self._live) - len(kept)
         if num_ended == 0 or num_ended < share * len(self._live):
             return
-        self._live, self._last, self._recent = (
-            t[kept] for t in (self._live, self._last, self._recent)
+        self._live, self._last, self._recent, self._most = (
+            t[kept] for t in (self._live, self._last, self._recent, self._most)
         )
         self._is_alive = self._is_alive[kept]
         state = self._state
         longest = None
         if state.longest is not None and len(kept):
             longest = int(state.lens[kept].max())
-        self._state = ARState(state.cache.take(kept), state.lens[kept], longest, state.fused)
+        ahead_lens = None if state.ahead_lens is None else state.ahead_lens[kept]
+        self._state = ARState(
+            state.cache.take(kept), state.lens[kept], longest, state.fused, ahead_lens
+        )
         self._next_frame = GraphedCall(self._decode_and_draw, self.codes.device)
 
 
@@ -251,6 +254,7 @@ def generate_nar(
     code_lens: Tensor,
     sampling: Sampling,
     uniforms: Tensor,
+    ahead: Ahead | None = None,
 ) -> Tensor:
     """Quantizers 2 to Q of frames whose quantizer 1 is known, in Q - 1 passes.
 
@@ -260,6 +264,7 @@ def generate_nar(
       first_codes: (B, T) codes of quantizer 1; `code_lens` (B,).
       sampling: how codes are drawn.
       uniforms: (B, T, Q) numbers in [0, 1), for each quantizer.
+      ahead: what follows, where gaps are filled.
 
     Returns:
       (B, T, Q) codes, `UNKNOWN` past a row's end.
@@ -270,9 +275,11 @@ def generate_nar(
         S, longest = int(condition_lens[rows].max()), int(code_lens[rows].max())
         mask = length_mask(code_lens[rows], longest)
         known = first_codes[rows, :longest].where(mask, 0)[:, :, None]
+        following = None if ahead is None else ahead.rows(rows)
         for stage in nar.stages if longest > 0 else ():
             stages = torch.full((known.shape[0],), stage)
-            logits = nar(condition[rows, :S], condition_lens[rows], known, code_lens[rows], stages)
+            before = condition[rows, :S], condition_lens[rows]
+            logits = nar(*before, known, code_lens[rows], stages, following)
             drawn = sample(logits, sampling, uniforms[rows, :longest, stage])
             known = torch.cat([known, drawn[:, :, None]], dim=2)
         if longest > 0:

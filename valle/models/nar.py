@@ -3,7 +3,8 @@
 One pass a quantizer; the pass that predicts quantizer index s (1 to Q - 1 in code, which counts
 from 0) is stage s. It completes any condition that comes as vectors.
 
-B batch, S condition frames, T target frames, Q quantizers, V codebook size, D model width.
+B batch, S condition frames, T target frames, A frames after them, Q quantizers, V codebook size,
+D model width.
 """
 
 from typing import cast
@@ -11,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from valle.models.condition import Ahead
 from valle.modules.attention import AttentionSpan
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
@@ -56,6 +58,10 @@ class NARDecoder(nn.Module):
         first, last = self.stages[0], self.stages[-1]
         return torch.randint(first, last + 1, (batch_size,), generator=generator)
 
+    def look_ahead(self, codes: Ahead) -> Ahead:
+        """What is read of codes (B, A, Q) that follow a gap, as vectors: all."""
+        return codes.embedded(self.embedding)
+
     def forward(
         self,
         condition: Tensor,
@@ -63,6 +69,7 @@ class NARDecoder(nn.Module):
         codes: Tensor,
         code_lens: Tensor,
         stages: Tensor,
+        ahead: Ahead | None = None,
     ) -> Tensor:
         """Predict quantizer `stages[b]` of every target frame of row b from those below it.
 
@@ -70,16 +77,23 @@ class NARDecoder(nn.Module):
           condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
           codes: (B, T, q); only quantizers below a row's stage are read; `code_lens` (B,).
           stages: (B,) int64 on the CPU, so that sorting rows by stage costs no device sync.
+          ahead: what follows the target frames, as `look_ahead` gives it.
 
         Returns:
           (B, T, V) logits.
         """
         stages_here = stages.to(codes.device, non_blocking=True)
         target = self.embedding(codes[:, :, : int(stages.max())], num_levels=stages_here)
-        x = close_gap(condition, condition_lens, target, code_lens)
+        x, lens = (
+            close_gap(condition, condition_lens, target, code_lens),
+            condition_lens + code_lens,
+        )
+        if ahead is not None:
+            x = close_gap(x, lens, ahead.vectors, ahead.lens, ahead.longest)
+            lens = lens + ahead.lens
         positions = torch.arange(x.shape[1], device=x.device)[None]
         x = self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
-        span = AttentionSpan(key_mask=_padding_mask(condition_lens + code_lens, x.shape[1]))
+        span = AttentionSpan(key_mask=_padding_mask(lens, x.shape[1]))
         condition = self.stage_embedding(stages_here - 1)
         targets = FrameRange(condition_lens, codes.shape[1])
         return self._apply_heads(self.decoder(x, span, condition, wanted=targets), stages)

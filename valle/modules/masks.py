@@ -14,7 +14,13 @@ def length_mask(lens: Tensor, max_len: int) -> Tensor:
     return torch.arange(max_len, device=lens.device) < lens[:, None]
 
 
-def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Tensor) -> Tensor:
+def close_gap(
+    first: Tensor,
+    first_lens: Tensor,
+    second: Tensor,
+    second_lens: Tensor,
+    longest: int | None = None,
+) -> Tensor:
     """Join two padded sequences so that each row is contiguous, its padding all at the end.
 
     A row without a gap needs no mask under causal attention: what is real never sees what is not.
@@ -22,15 +28,18 @@ def close_gap(first: Tensor, first_lens: Tensor, second: Tensor, second_lens: Te
     Args:
       first: (B, S, ...) with `first_lens` (B,) real frames a row.
       second: (B, T, ...) with `second_lens` (B,) real frames a row.
+      longest: no row has more frames; None: S + T.
 
     Returns:
-      (B, S + T, ...); row b holds first[b, :first_lens[b]], then second[b, :second_lens[b]]; frames
-      past these are arbitrary and must be masked by their length.
+      (B, S + T, ...), or `longest` frames; row b holds first[b, :first_lens[b]], then
+      second[b, :second_lens[b]]; frames past these are arbitrary and must be masked by their
+      length.
     """
     S, T = first.shape[1], second.shape[1]
+    L = S + T if longest is None else min(longest, S + T)
     if _common_number(first_lens) == S:
-        return torch.cat([first, second], dim=1)
-    index = torch.arange(S + T, device=first.device)[None]  # (1, L)
+        return torch.cat([first, second[:, : L - S]], dim=1)
+    index = torch.arange(L, device=first.device)[None]
     index = torch.where(index < first_lens[:, None], index, S + index - first_lens[:, None])
     last = S + second_lens[:, None] - 1
     return _gather_frames(

@@ -52,4 +52,5 @@ def restore_rng(
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
     for name, generator in generators.items():
-        generator.set_state(state[name])
+        if name in state:
+            generator.set_state(state[name])
