@@ -35,18 +35,30 @@ class FrameCosts(NamedTuple):
 
 
 @torch.no_grad()
-def frame_costs(model: AudioLM, x: Tensor, x_lens: Tensor, y: Tensor, y_lens: Tensor) -> FrameCosts:
+def frame_costs(
+    model: AudioLM,
+    x: Tensor,
+    x_lens: Tensor,
+    y: Tensor,
+    y_lens: Tensor,
+    after: Tensor | None = None,
+    after_lens: Tensor | None = None,
+) -> FrameCosts:
     """Score targets (B, T, Q) after prompts (B, S, Q), as `AudioLM.forward` takes them.
 
-    The model should be in eval mode. Codes alone are scored: where a recording ends is no code.
+    With `after` (B, A, Q) the targets are gaps, and the model knows what follows them. The model
+    should be in eval mode. Codes alone are scored: where a recording ends is no code.
     """
     B, T, Q = y.shape
     frames = length_mask(y_lens, T)
-    logits = model.ar(model.ar.embedding(x), x_lens, y[:, :, 0], y_lens)[:, :T]
+    ahead = model.what_follows(x, x_lens, y_lens, after, after_lens)
+    heard = None if ahead is None else model.ar.look_ahead(ahead)
+    logits = model.ar(model.ar.embedding(x), x_lens, y[:, :, 0], y_lens, heard)[:, :T]
     columns = [_costs(logits, y[:, :, 0])]
+    heard = None if ahead is None else model.nar.look_ahead(ahead)
     prompt = model.nar.embedding(x)
     for stage in model.nar.stages:
-        logits = model.nar(prompt, x_lens, y, y_lens, torch.full((B,), stage))
+        logits = model.nar(prompt, x_lens, y, y_lens, torch.full((B,), stage), heard)
         columns.append(_costs(logits, y[:, :, stage]))
     nats, ranks = (torch.stack(parts, dim=2) for parts in zip(*columns, strict=True))
     return FrameCosts(nats, ranks, frames)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from repetition import measure
+
+from valle.evaluation.repetition import measure
 
 # Each measure with the heading of its column and its format.
 COLUMNS = {

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from ngrams import Bigram, Trigram, Unigram, best_score
+
+from valle.evaluation.ngrams import Bigram, Trigram, Unigram, best_score
 
 
 @pytest.mark.parametrize("kind", [Unigram, Bigram])
