@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import statistics_page
 from manifest_report import read_folder
-from manifest_tables import as_text, duration_table, never_used, quantizer_table, split_table
+from manifest_tables import duration_table, never_used, quantizer_table, split_table
 from recordings_report import level_table, read_recordings, skipped_table
-from statistics_html import Section, page
 from statistics_plots import draw_shares
 from tiny_cuts import write_manifest
 
+from valle.utils.html import Section, page
 from valle.utils.plot import import_pyplot
+from valle.utils.tables import as_text
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Pictures of sound. matplotlib is an extra and imported where it draws."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +20,21 @@ def log_spectrogram(waveform: Tensor) -> Tensor:
     Returns:
       (frequency bins, time) float, 0 to -80; four frames a window.
     """
+    return log_spectrograms([waveform])[0]
+
+
+def log_spectrograms(waveforms: Sequence[Tensor]) -> list[Tensor]:
+    """The same of several sounds, in dB below the loudest magnitude of them all."""
+    spectra = [_magnitudes(waveform) for waveform in waveforms]
+    loudest = max(float(spectrum.max()) for spectrum in spectra)
+    decibel = (20 * torch.log10(s.clamp(min=1e-10) / max(loudest, 1e-10)) for s in spectra)
+    return [spectrum.clamp(min=_FLOOR_DB) for spectrum in decibel]
+
+
+def _magnitudes(waveform: Tensor) -> Tensor:
     waveform = torch.nn.functional.pad(waveform, (0, max(0, _WINDOW - waveform.shape[0])))
-    spectrum = torch.stft(
-        waveform, _WINDOW, _WINDOW // 4, window=torch.hann_window(_WINDOW), return_complex=True
-    ).abs()
-    decibel = 20 * torch.log10(spectrum.clamp(min=1e-10) / spectrum.max().clamp(min=1e-10))
-    return decibel.clamp(min=_FLOOR_DB)
+    window = torch.hann_window(_WINDOW)
+    return torch.stft(waveform, _WINDOW, _WINDOW // 4, window=window, return_complex=True).abs()
 
 
 def spectrogram_figure(
@@ -76,3 +86,13 @@ def import_pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def can_draw(what: str) -> bool:
+    """Whether matplotlib is there; if not, a warning says what has no pictures, and how to help."""
+    try:
+        import_pyplot()
+    except ImportError as error:
+        logging.warning(f"{what} has no pictures: {error}")
+        return False
+    return True

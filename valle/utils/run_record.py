@@ -60,13 +60,26 @@ def write_run_record(
         "num_ranks": get_world_size(),
         "data": data_summary,
     }
-    plain = json.loads(str(AttributeDict(record)))  # paths as text, tuples as lists
-    plain = _map_values(plain, _anonymous())
-    plain["command"] = " ".join(map(_quoted, plain["command"]))
+    plain = shareable(record)
     file = _free_name(Path(exp_dir) / f"run-{time_stamp(now)}.json")
     with written_whole(file) as temporary:
         temporary.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return file
+
+
+def shareable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in plain types, as strict JSON has them, that names nobody.
+
+    Args:
+        record: With a ``command`` as a list of arguments; it becomes one line for a shell.
+
+    Raises:
+        TypeError: A value has no form in JSON.
+    """
+    plain = json.loads(str(AttributeDict(record)))  # paths as text, tuples as lists
+    plain = _map_values(plain, _anonymous())
+    plain["command"] = " ".join(map(_quoted, plain["command"]))
+    return plain
 
 
 def _quoted(argument: str) -> str:

@@ -4,27 +4,11 @@ Letters: Q quantizers, K codebook size.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from manifest_report import SplitReport
 
-
-class Table(NamedTuple):
-    """Cells as they are printed; the first column names the row."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def as_text(table: Table) -> str:
-    """Columns in line: the first to the left, numbers to the right."""
-    lines = [table.header, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
-        for cells in lines
-    )
+from valle.utils.tables import Table
 
 
 def entropy_bits(counts: np.ndarray) -> float:

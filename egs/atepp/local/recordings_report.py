@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from manifest_tables import Table
+
+from valle.utils.tables import Table
 
 FILE_NAME = "recordings.jsonl"
 MEASURES = {  # field of the file: heading, how it is printed

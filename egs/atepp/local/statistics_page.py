@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manifest_report import SplitReport, read_folder, shared_between
-from manifest_tables import Table, as_text, duration_table, quantizer_table, split_table
+from manifest_tables import duration_table, quantizer_table, split_table
 from recordings_report import (
     FILE_NAME,
     RecordingsReport,
@@ -24,13 +24,14 @@ from recordings_report import (
     read_recordings,
     skipped_table,
 )
-from statistics_html import Section, page
 from statistics_plots import draw_codes, draw_durations, draw_hours, draw_levels
 
 from valle.data.split_table import add_table_arguments, readable_piece
 from valle.data.splits import describe_shared
 from valle.utils.files import written_whole
-from valle.utils.plot import import_pyplot
+from valle.utils.html import Section, page
+from valle.utils.plot import can_draw
+from valle.utils.tables import Table, as_text
 
 _SHOWN_PIECES = 100  # of those that splits share
 
@@ -54,7 +55,7 @@ def main() -> None:
         print(section_text(section))
     output = args.output or args.manifest_dir / "statistics.html"
     with written_whole(output) as temporary:
-        text = page(f"The corpus in {args.manifest_dir}", sections, can_draw())
+        text = page(f"The corpus in {args.manifest_dir}", sections, can_draw("the page"))
         temporary.write_text(text, encoding="utf-8")
     print(f"The same with pictures: {output}")
 
@@ -88,16 +89,6 @@ def describe_corpus(args: argparse.Namespace) -> list[Section]:
     if shared is not None:
         sections.append(_pieces(*shared))
     return sections
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is there; without it the page has its tables alone."""
-    try:
-        import_pyplot()
-    except ImportError as error:
-        logging.warning(f"the page has no pictures: {error}")
-        return False
-    return True
 
 
 def _hours(reports: Mapping[str, SplitReport]) -> Section:

@@ -21,11 +21,12 @@ from itertools import combinations
 from pathlib import Path
 
 from manifest_report import SplitReport, read_folder, shared_between
-from manifest_tables import as_text, perplexity, quantizer_table, split_table
+from manifest_tables import perplexity, quantizer_table, split_table
 
 from valle.data.manifest import SPLITS
 from valle.data.split_table import add_table_arguments
 from valle.data.splits import describe_shared
+from valle.utils.tables import as_text
 
 NEEDED = ("train", "validation")  # the trainer opens both
 FEW_CODES = 2.0  # a perplexity below this: less than a bit a frame is told
