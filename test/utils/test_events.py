@@ -3,9 +3,11 @@ import resource
 import signal
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams import metadata
 
 from valle.utils import events
-from valle.utils.events import EventWriter
+from valle.utils.events import EventWriter, read_scalars
 
 
 def scalars(folder) -> list[float]:
@@ -57,3 +59,40 @@ def test_a_full_disk_costs_values_and_not_the_run(tmp_path):
     first, *_, last = log.read_text().splitlines()
     assert "goes on without tensorboard" in first
     assert "works again" in last
+
+
+def plugin(folder) -> dict[str, bytes]:
+    return EventAccumulator(str(folder)).Reload().PluginTagToContent("hparams")
+
+
+def test_hparams_are_entered_once_and_in_the_run_itself(tmp_path):
+    writer = EventWriter(tmp_path)
+    writer.add_hparams({"rate": 0.5, "name": "a", "compile": False, "left": None}, ["best/loss"])
+    writer.add_hparams({"rate": 0.7}, [])
+    writer.flush()
+    start = plugin(tmp_path)[metadata.SESSION_START_INFO_TAG]
+    found = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert {name: v.number_value or v.string_value for name, v in found.items()} == {
+        "rate": 0.5,
+        "name": "a",
+        "compile": "false",
+    }
+    assert metadata.SESSION_END_INFO_TAG not in plugin(tmp_path)
+    writer.end_hparams()
+    writer.close()
+    assert metadata.SESSION_END_INFO_TAG in plugin(tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert sum("_hparams_" in str(event) for event in EventFileLoader(str(file)).Load()) == 3
+
+
+def test_a_later_run_replaces_what_it_went_through_again(tmp_path):
+    for first, last, value in ((0, 5, 1.0), (3, 4, 2.0)):
+        writer = EventWriter(tmp_path)
+        for step in range(first, last):
+            writer.add_scalar("loss", value, step)
+        writer.close()
+    assert read_scalars(tmp_path) == {"loss": [(0, 1), (1, 1), (2, 1), (3, 2)]}
+
+
+def test_where_nothing_was_written_there_is_nothing_to_read(tmp_path):
+    assert read_scalars(tmp_path / "none") == {}

@@ -111,6 +111,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--on-save-error", default="stop", choices=["stop", "continue"], help="as on a full disk")
     add("--sample-epochs", type=int, default=1, help="epochs between audio samples; 0: none")
     add("--num-samples", type=int, default=2, help="validation cuts that are continued to hear")
+    add(
+        "--measured-cuts",
+        type=int,
+        default=8,
+        help="validation cuts that are continued and measured at each validation; 0: none",
+    )
     add("--sample-codec", help="codec of the audio samples; default: as in the manifest")
     add("--inf-check", type=str2bool, default=False, help="log the first non-finite module output")
     add("--oom-check", type=str2bool, default=True, help="on CUDA, try the largest batches first")
@@ -296,6 +302,8 @@ def run_to_the_end(rank: int, world_size: int, args: argparse.Namespace) -> None
         logging.info(f"params: {this.params}")
         try:
             train(this)
+            if this.writer is not None:
+                this.writer.end_hparams()
             logging.info("Done!")
         except Stopped:
             step = this.params.batch_idx_train
@@ -355,7 +363,7 @@ def finish_epoch(run: Run) -> None:
     if not save(run, f"epoch-{params.cur_epoch}.pt", copies):
         params.best_train_loss, params.best_train_epoch = before
     due = params.sample_epochs and params.cur_epoch % params.sample_epochs == 0
-    if run.writer is not None and run.codec is not None and due:
+    if run.writer is not None and run.codec is not None and due and params.num_samples:
         run.begins("writing audio samples")
         write_samples(run)
 
@@ -384,6 +392,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--prompt-ratio {args.prompt_ratio} must be above 0 and below 1; 0, empty prompts, "
             "needs --prepend-bos true"
+        )
+    if not 0 <= args.infill_prob <= 1:
+        raise ValueError(
+            f"--infill-prob {args.infill_prob} is a share of the cuts: expected 0 to 1, say 0.3"
         )
     names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from lhotse import CutSet
+from run_settings import events_folder
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
+from training_measures import ContinuationMeter
 from training_start import Start, find_start, keep_best_of_other_stage, load_start_weights
 
 from valle.data import Codec, CodecInfo, Survey, TokenDataModule
@@ -47,6 +49,7 @@ class Prepared:
     Attributes:
       num_frames: target frames.
       num_cells: rows times the longest one; `num_padded` of them are padding.
+      longest: frames of the longest row, all its parts together.
     """
 
     inputs: dict[str, Tensor]
@@ -54,6 +57,7 @@ class Prepared:
     num_cells: int
     num_padded: int
     cut_ids: list[str]
+    longest: int
 
 
 @dataclass
@@ -65,6 +69,9 @@ class Run:
     Attributes:
       wrapped: what is called in training: the model, in DDP where there are several ranks.
       exchanges_by_hand: gradients are exchanged after the backward pass, not by DDP during it.
+      meter: measures continuations at each validation; on rank 0, where there is a codec.
+      num_unmeasured: how often that failed.
+      gap_generator: draws which cuts of a batch have gaps, and where.
       outcomes: skipped or not, of each step; of the steps not yet reviewed also the batches.
       whole: metrics of the epoch so far; `tot` those that forget.
       must_stop: all ranks know that one of them was asked to stop.
@@ -89,14 +96,22 @@ class Run:
     fresh_sampler: Callable[[], Any]
     stop: StopRequest
     watchdog: Watchdog
+    gap_generator: torch.Generator = field(default_factory=torch.Generator)
     outcomes: LateReader[list[Prepared]] = field(default_factory=LateReader)
     whole: MetricsTracker = field(default_factory=MetricsTracker)
     tot: MetricsTracker = field(default_factory=MetricsTracker)
     must_stop: bool = False
+    meter: ContinuationMeter | None = None
+    num_unmeasured: int = 0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def num_levels(self) -> int:
+        """Quantizers to hear: an untrained NAR half makes noise, the first alone is music."""
+        return 1 if self.stage == TrainStage.AR else self.model.config.num_quantizers
 
     @property
     def exchanges_by_hand(self) -> bool:
@@ -105,7 +120,7 @@ class Run:
     @property
     def generators(self) -> dict[str, torch.Generator]:
         """Those of the run's own, beside the global ones."""
-        return {"nar_stage": self.model.stage_generator}
+        return {"nar_stage": self.model.stage_generator, "gaps": self.gap_generator}
 
     def begins(self, what: str, waits: bool = False) -> None:
         """Tell the other ranks where this one is; `waits` if it needs them there."""
@@ -166,6 +181,7 @@ def build_run(
         stop=stop,
         watchdog=watchdog,
     )
+    run.meter = open_meter(run)
     seed_ranks(run, rank)
     write_model_text(run)
     return run, start
@@ -276,27 +292,45 @@ def build_scheduler(
 
 
 def open_writer(params: AttributeDict, stage: TrainStage) -> EventWriter:
-    name = "tensorboard" if stage == TrainStage.BOTH else f"tensorboard_stage{stage.value}"
-    return EventWriter(params.exp_dir / name)
+    return EventWriter(events_folder(params.exp_dir, stage.value))
 
 
 def open_codec(params: AttributeDict) -> Codec | None:
-    """The codec for audio samples; a run does not need it, so it may be missing."""
+    """The codec to hear and measure by; a run does not need it, so it may be missing."""
     name = params.sample_codec or (params.codec or {}).get("name")
-    if not params.sample_epochs or params.num_samples < 1:
+    samples = params.sample_epochs and params.num_samples > 0
+    if not samples and params.measured_cuts < 1:
         return None
     if params.fsdp:
-        logging.info("No audio samples in tensorboard: with --fsdp no process has the whole model")
+        logging.info(
+            "No audio samples and no measures of them in tensorboard: with --fsdp no process has "
+            "the whole model"
+        )
         return None
     try:
         if name is None:
             raise ValueError("the manifest names no codec; give --sample-codec")
         codec = load_codec(params, name, "--sample-codec")
-        import_pyplot()
+        if samples:
+            import_pyplot()
     except (ValueError, OSError, ImportError) as error:
-        logging.warning(f"No audio samples in tensorboard: {error}")
+        logging.warning(f"No audio samples in tensorboard: {error} (so no measures of them either)")
         return None
     return codec
+
+
+def open_meter(run: Run) -> ContinuationMeter | None:
+    if run.codec is None or run.params.measured_cuts < 1:
+        return None
+    params = run.params
+    return ContinuationMeter(
+        run.valid_cuts,
+        run.codec,
+        params.prompt_ratio,
+        params.measured_cuts,
+        run.num_levels,
+        params.seed,
+    )
 
 
 def seed_ranks(run: Run, offset: int) -> None:
