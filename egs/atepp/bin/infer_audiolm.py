@@ -20,19 +20,25 @@ that memory and time a frame stay the same however long it becomes.
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from generation_flags import (
+    add_sampling_arguments,
+    add_window_arguments,
+    load_codec,
+    sampling_options,
+    window_options,
+)
+from generation_rows import different_names, row_batches, sample_names
 from infer_output import GrowingFiles, Meter, Sink, StreamedPiece, write_sounds
 from torch import Tensor
 
-from valle.data import Codec, CodecInfo, RawPCM, ReaderGone, collate_codes, load_audio
+from valle.data import Codec, RawPCM, ReaderGone, collate_codes, load_audio
 from valle.models import AudioLM, Engine, GenerationOptions
-from valle.models.engine import DTYPES, STREAM_OPTIONS
-from valle.modules.sampling import row_generators
+from valle.models.engine import DTYPES
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.cli import str2bool
 from valle.utils.dist import choose_device, choose_dtype
@@ -75,13 +81,7 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-duration", type=float, default=10.0, help="seconds to add at most")
     add("--min-duration", type=float, default=0.0, help="seconds to add at least")
     add("--ignore-eos", type=str2bool, default=False, help="do not stop where a piece would end")
-    add(
-        "--window",
-        type=float,
-        help="what the AR half reads at most; default: the longest cut that the model may have "
-        "been trained on; 0: everything",
-    )
-    add("--stride", type=float, default=0.0, help="how far a full window moves; default: half")
+    add_window_arguments(add)
     add(
         "--stream",
         nargs="?",
@@ -94,23 +94,6 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         "--lookahead", type=float, help="what the NAR half hears after a chunk before completing it"
     )
     add("--nar-context", type=float, help="what it hears before a chunk")
-
-
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=float, default=1.0, help="of quantizer 1; 0 is greedy")
-    add("--top-k", type=int, default=50, help="draw among the k likeliest codes; 0: all")
-    add("--top-p", type=float, default=1.0, help="draw among codes of this probability in all")
-    add("--min-p", type=float, default=0.0, help="draw among codes not so many times less likely")
-    add(
-        "--repetition-aware-sampling",
-        type=str2bool,
-        default=False,
-        help="draw another code where one is repeated too often (VALL-E 2)",
-    )
-    add("--repetition-window", type=int, default=10, help="frames in which repeats are counted")
-    add("--repetition-threshold", type=float, default=0.1, help="share of them that is too often")
-    add("--nar-temperature", type=float, default=0.0, help="of the other quantizers; 0 is greedy")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -147,7 +130,10 @@ def continue_files(args: argparse.Namespace) -> None:
     del model  # an engine of another type has weights of its own
     make = stream_batch if args.stream else finish_batch
     with Meter(options["max_new_tokens"] * num_batches, codec.frame_rate, device) as meter:
-        for batch, generators in batches(prompts, args):
+        for rows, generators in row_batches(
+            len(prompts.names), args.num_samples, args.batch_size, args.seed
+        ):
+            batch = Prompts(prompts.names[rows], prompts.codes[rows])
             make(
                 args, engine, codec, batch, meter,
                 generator=generators, progress=meter.progress(), **options,
@@ -169,38 +155,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
 
 
-def load_codec(
-    name: str | None,
-    checkpoint: dict[str, Any],
-    path: Path,
-    device: torch.device,
-    num_quantizers: int,
-) -> Codec:
-    """The codec that the model was trained on, from where it was then or from `name`."""
-    recorded = checkpoint.get("codec")
-    name = name or (recorded or {}).get("name")
-    if name is None:
-        raise ValueError(f"{path} names no codec: give --codec FOLDER_OR_HUB_NAME")
-    codec = Codec.from_pretrained(name, device, num_quantizers)
-    if recorded is None:
-        logging.warning(f"{path} names no codec; taking {name} on trust")
-    else:
-        CodecInfo.from_dict(recorded).check_same(codec.info, f"--codec for {path}")
-    return codec
-
-
 def read_prompts(args: argparse.Namespace, codec: Codec, num_quantizers: int) -> Prompts:
     codes = [load_audio(path, codec, args.prompt_duration)[0] for path in args.audio_prompts]
     codes += [torch.zeros(0, num_quantizers, dtype=torch.long)] * args.num_unconditional
     stems = [path.stem for path in args.audio_prompts]
     stems += [f"unconditional-{i + 1}" for i in range(args.num_unconditional)]
     return Prompts(different_names(stems), codes)
-
-
-def different_names(stems: list[str]) -> list[str]:
-    """Numbers where names would be the same, so that no file is written over another."""
-    names = [s if stems.count(s) == 1 else f"{s}-{i + 1}" for i, s in enumerate(stems)]
-    return names if len(set(names)) == len(names) else different_names(names)
 
 
 def generation_options(
@@ -211,54 +171,18 @@ def generation_options(
     def frames(seconds: float) -> int:
         return round(seconds * frame_rate)
 
-    options = {
+    options = sampling_options(args) | {
         "max_new_tokens": frames(args.max_duration),
         "min_new_tokens": frames(args.min_duration),
         "ignore_eos": args.ignore_eos,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "repetition_window": args.repetition_window * args.repetition_aware_sampling,
-        "repetition_threshold": args.repetition_threshold,
-        "nar_temperature": args.nar_temperature,
-        "num_samples": args.num_samples,
     }
+    longest = max(len(codes) for codes in prompts.codes) + options["max_new_tokens"]
+    options |= window_options(args, frame_rate, longest, checkpoint)
     for name in ("chunk", "lookahead", "nar_context"):
         if getattr(args, name) is not None:
             options[name] = frames(getattr(args, name))
-    window = args.window
-    if window is None:
-        window = checkpoint.get("filter_max_duration") or 0.0
-    longest = max(len(codes) for codes in prompts.codes) + options["max_new_tokens"]
-    if frames(window) and frames(window) < longest:
-        logging.info(f"{longest / frame_rate:g} s are made in windows of {window:g} s")
-        options |= {"window": frames(window), "stride": frames(args.stride)}
-        options.setdefault("lookahead", STREAM_OPTIONS["lookahead"])
     GenerationOptions(**options)  # checks itself, before any time is spent
     return options
-
-
-def batches(
-    prompts: Prompts, args: argparse.Namespace
-) -> Iterator[tuple[Prompts, list[torch.Generator]]]:
-    """A few prompts at a time, with generators that do not depend on how many these are."""
-    seed = torch.Generator().manual_seed(args.seed)
-    n = args.num_samples
-    generators = row_generators(len(prompts.names) * n, seed)
-    for i in range(0, len(prompts.names), args.batch_size):
-        stop = i + args.batch_size
-        yield (
-            Prompts(prompts.names[i:stop], prompts.codes[i:stop]),
-            generators[i * n : stop * n],
-        )
-
-
-def sample_names(names: list[str], num_samples: int) -> list[str]:
-    """A name for each row, the samples of a prompt side by side."""
-    if num_samples == 1:
-        return names
-    return [f"{name}_sample{i + 1}" for name in names for i in range(num_samples)]
 
 
 def finish_batch(

@@ -1,0 +1,35 @@
+"""Prompts as the rows of batches, each with its own random numbers and its own name."""
+
+from collections.abc import Iterator
+
+import torch
+
+from valle.modules.sampling import row_generators
+
+
+def row_batches(
+    num_prompts: int, num_samples: int, batch_size: int, seed: int
+) -> Iterator[tuple[slice, list[torch.Generator]]]:
+    """A few prompts at a time, with generators that do not depend on how many these are.
+
+    Yields:
+      The prompts' slice, and a generator for each of their rows, a prompt's samples side by side.
+    """
+    n = num_samples
+    generators = row_generators(num_prompts * n, torch.Generator().manual_seed(seed))
+    for start in range(0, num_prompts, batch_size):
+        stop = min(start + batch_size, num_prompts)
+        yield slice(start, stop), generators[start * n : stop * n]
+
+
+def different_names(stems: list[str]) -> list[str]:
+    """Numbers where names would be the same, so that no file is written over another."""
+    names = [s if stems.count(s) == 1 else f"{s}-{i + 1}" for i, s in enumerate(stems)]
+    return names if len(set(names)) == len(names) else different_names(names)
+
+
+def sample_names(names: list[str], num_samples: int) -> list[str]:
+    """A name for each row, the samples of a prompt side by side."""
+    if num_samples == 1:
+        return names
+    return [f"{name}_sample{i + 1}" for name in names for i in range(num_samples)]
