@@ -13,6 +13,7 @@ init_from_codec=true    # false: embeddings start at random, to see what that co
 exp_dir=exp/minipiano
 data_dir=data/minipiano
 num_prompts=3
+num_passages=20         # held-out excerpts whose continuations are measured
 window=10               # seconds of an excerpt, and so of what the model learns to keep in view
 prompt_duration=4       # seconds of a held-out piece that are given
 max_duration=6          # seconds that the model adds; with the prompt no more than it was trained on
@@ -57,6 +58,9 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
     --num-workers 1 --log-interval 50 --sample-epochs 5
 fi
 
+# greedy upper quantizers would fade: they settle on the average
+sampling=(--temperature 0.8 --top-k 50 --nar-temperature 0.8)
+
 # the first recordings of the test split
 prompts=()
 while IFS= read -r file; do
@@ -65,21 +69,17 @@ done < <(awk -F, '$NF == "test" { print $1 }' "$corpus/pieces.csv")
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   log "Stage 3: continue pieces that the model has never seen"
-  # an excerpt should not end, and greedy upper quantizers would fade: they settle on the average
+  # an excerpt should not end
   python egs/atepp/bin/infer_audiolm.py --checkpoint "$exp_dir/best-valid-loss.pt" \
-    --temperature 0.8 --top-k 50 --nar-temperature 0.8 \
-    --audio-prompts "${prompts[@]}" --prompt-duration "$prompt_duration" \
+    "${sampling[@]}" --audio-prompts "${prompts[@]}" --prompt-duration "$prompt_duration" \
     --max-duration "$max_duration" --ignore-eos true --output-dir "$exp_dir/continuations"
 fi
 
 if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
-  log "Stage 4: pictures and a table"
-  python egs/minipiano/local/draw_results.py --exp-dir "$exp_dir" \
-    --infer-dir "$exp_dir/continuations" --audio-prompts "${prompts[@]}" \
-    --prompt-duration "$prompt_duration"
-  python egs/atepp/local/score_model.py --checkpoint "$exp_dir/best-valid-loss.pt" \
-    --manifest-dir "$tokens" --max-duration 60 --num-workers 0 \
-    --output-file "$exp_dir/scores.json"
-  log "Listen: $exp_dir/continuations/*_full.wav. Look: $exp_dir/*.png, and"
-  log "tensorboard --logdir $exp_dir"
+  log "Stage 4: how good it is"
+  python egs/atepp/bin/evaluate.py --checkpoint "$exp_dir/best-valid-loss.pt" \
+    --manifest-dir "$tokens" --num-prompts "$num_passages" --prompt-duration "$prompt_duration" \
+    --max-duration "$max_duration" "${sampling[@]}"
+  log "Listen: $exp_dir/continuations/*_full.wav. Read, look and listen:"
+  log "$exp_dir/evaluation/report.html; the training: tensorboard --logdir $exp_dir"
 fi

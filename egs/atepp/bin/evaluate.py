@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""How good a trained AudioLM is: tables, and a page to look at and to listen to.
+
+Usage:
+
+  python3 egs/atepp/bin/evaluate.py --checkpoint exp/audio-lm/best-valid-loss.pt \
+      --manifest-dir data/tokenized --prompt-duration 4 --max-duration 6
+
+Two parts, chosen with `--parts`. likelihood: what true continuations of held-out cuts cost the
+model, by quantizer, by how far into the continuation a frame lies, after prompts of several
+lengths, and beside n-grams. sounds: continuations of held-out prompts, measured beside the true
+ones, beside other pieces, noise and loops; a model trained for it fills gaps, too.
+
+The tables are printed. `--output-dir` gets `evaluation.json` with all figures and all that made
+them, and `report.html`, one page with the tables, curves, spectrograms and players. It needs no
+network and no other file. The same command gives the same figures.
+
+Runs side by side, with what their evaluations found, where they have been evaluated:
+
+  python3 egs/atepp/bin/evaluate.py --exp-dirs exp/a exp/b --output-dir exp/comparison
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from evaluation_comparison import as_table, compare, write_comparison
+from evaluation_likelihood import Scores, score_likelihood
+from evaluation_players import SCRIPT, STYLE
+from evaluation_report import Evaluation, as_json, as_markdown, sections_of
+from evaluation_sounds import Sounds, measure_sounds, prepare_sounds
+from evaluation_subject import open_subject
+from generation_flags import add_sampling_arguments, add_window_arguments
+
+from valle.evaluation.embeddings import OFFLINE
+from valle.models.engine import DTYPES
+from valle.utils.cli import str2bool
+from valle.utils.files import MIB, written_whole
+from valle.utils.html import page
+from valle.utils.plot import can_draw
+
+PARTS = ("likelihood", "sounds")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--checkpoint", type=Path, help="of trainer_audiolm.py")
+    subject.add_argument(
+        "--exp-dirs", type=Path, nargs="+", help="folders of runs that are to be compared, instead"
+    )
+    add(
+        "--averaged",
+        type=str2bool,
+        default=False,
+        help="take the averaged weights, of a run with --average-period",
+    )
+    add("--manifest-dir", type=Path, default=Path("data/tokenized"), help="token manifests")
+    add("--split", default="test", choices=["validation", "test"])
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what is evaluated")
+    add(
+        "--output-dir",
+        type=Path,
+        help="default: evaluation beside the checkpoint, or comparison beside the first folder",
+    )
+    add("--seed", type=int, default=42, help="of samples and of resamples")
+    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    add(
+        "--dtype",
+        default="float32",
+        choices=["auto", *DTYPES],
+        help="of the weights; auto: bfloat16 where the device computes in it, else float32",
+    )
+    add_likelihood_arguments(parser)
+    add_sound_arguments(parser)
+    add_sampling_arguments(parser)
+    return parser
+
+
+def add_likelihood_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("likelihood").add_argument
+    add("--bin-sec", type=float, default=1.0, help="of the table by position, in s")
+    add(
+        "--prompt-seconds",
+        type=float,
+        nargs="*",
+        help="score what follows the longest of these prompts after each of them; default: a "
+        "quarter, half and all of --prompt-duration",
+    )
+    add("--batch-duration", type=float, default=60.0, help="seconds of cuts scored at a time")
+
+
+def add_sound_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sounds").add_argument
+    add("--codec", help="folder or hub name; default: the one that the checkpoint names")
+    add("--num-prompts", type=int, default=64, help="held-out passages, spread over recordings")
+    add("--prompt-duration", type=float, default=4.0, help="seconds of each that are given")
+    add("--max-duration", type=float, default=6.0, help="seconds to add, as many truly followed")
+    add("--num-samples", type=int, default=2, help="continuations of each prompt")
+    add("--num-shown", type=int, default=8, help="passages with players on the page")
+    add("--batch-size", type=int, default=8, help="prompts at a time; changes no sample on a CPU")
+    add(
+        "--embeddings",
+        nargs="+",
+        default=list(OFFLINE),
+        help='of Fréchet distance and diversity; others are "codec:NAME" and "clap:NAME"',
+    )
+    add_window_arguments(add)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is read.
+
+    Raises:
+      ValueError, OSError: The message names the flag.
+    """
+    for name in ("num_prompts", "num_samples", "batch_size"):
+        if getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+    for name in ("prompt_duration", "max_duration", "bin_sec", "batch_duration"):
+        if not getattr(args, name) > 0:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be above 0 s, got {getattr(args, name):g}")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to --output-dir {args.output_dir} ({error}): name another folder"
+        ) from error
+
+
+def evaluate(args: argparse.Namespace) -> Evaluation:
+    """All parts that are asked for; what can fail at once does so before any time is spent."""
+    subject = open_subject(args)
+    stage = prepare_sounds(subject, args) if "sounds" in args.parts else None
+    scores: Scores | None = None
+    if "likelihood" in args.parts:
+        scores = score_likelihood(subject, args.bin_sec, args.prompt_seconds)
+    sounds: Sounds | None = None
+    if stage is not None:
+        sounds = measure_sounds(subject, stage, args)
+    return Evaluation(vars(args), subject, scores, sounds)
+
+
+def write(evaluation: Evaluation, output_dir: Path) -> Path:
+    """Write figures and page; return where the page is."""
+    content = as_json(evaluation)
+    with written_whole(output_dir / "evaluation.json") as temporary:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+    with_pictures = can_draw("the page")
+    sections = sections_of(evaluation, content, with_pictures)
+    print(as_markdown(sections))
+    title = f"Evaluation of {content['settings']['checkpoint']}"
+    text = page(title, sections, with_pictures, STYLE, SCRIPT, with_contents=True)
+    with written_whole(output_dir / "report.html") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return output_dir / "report.html"
+
+
+def report(args: argparse.Namespace) -> None:
+    """Evaluate one checkpoint."""
+    args.output_dir = args.output_dir or args.checkpoint.parent / "evaluation"
+    if args.prompt_seconds is None:
+        args.prompt_seconds = [args.prompt_duration * share for share in (0.25, 0.5, 1)]
+    check_arguments(args)
+    path = write(evaluate(args), args.output_dir)
+    size = path.stat().st_size / MIB
+    print(
+        f"\nOpen it in a browser: {path} ({size:.1f} MiB). All figures: evaluation.json beside it"
+    )
+
+
+def compare_runs(args: argparse.Namespace) -> None:
+    """Lay several runs side by side."""
+    comparison = compare(args.exp_dirs)
+    print(as_table(comparison))
+    output_dir = args.output_dir or args.exp_dirs[0].parent / "comparison"
+    paths = write_comparison(comparison, output_dir)
+    print(f"The same as files: {', '.join(map(str, paths))}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of each file it reads
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    args.command = [parser.prog, *(sys.argv[1:] if argv is None else argv)]
+    try:
+        compare_runs(args) if args.exp_dirs else report(args)
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped\n")
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What true continuations cost a trained AudioLM, beside n-grams on the same frames.
+
+Letters: B batch, T frames, Q quantizers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from evaluation_gaps import score_gaps
+from evaluation_subject import Subject
+from tqdm import tqdm
+
+from valle.data import cut_codes, split_prompt
+from valle.evaluation import Likelihood, LikelihoodMeter, frame_costs, prompts_before
+from valle.evaluation.ngrams import Bigram, Score, Trigram, Unigram, best_score
+from valle.models import AudioLM
+
+NGRAMS = {"unigram": Unigram, "bigram": Bigram, "trigram": Trigram}
+
+
+@dataclass
+class Scores:
+    """All that is reported.
+
+    Attributes:
+      overall: AudioLM's.
+      ngrams: By name, a score a quantizer.
+      frame_rate: Of the codec; None where the tokens do not name it, and then there are no seconds.
+      by_position: By the second of the continuation at which a bin begins.
+      by_prompt: By the length of the prompt in seconds.
+      gaps: By what is known of what is around a gap; empty where the model fills none.
+      facts: How many cuts were scored of how many, and what the n-grams were counted on.
+    """
+
+    overall: Likelihood
+    ngrams: dict[str, list[Score]]
+    frame_rate: float | None
+    by_position: dict[float, Likelihood] = field(default_factory=dict)
+    by_prompt: dict[float, Likelihood] = field(default_factory=dict)
+    gaps: dict[str, Likelihood] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+"""Codes (B, T, Q) with the lengths of their rows (B,)."""
+
+
+def score_likelihood(subject: Subject, bin_sec: float, prompt_sec: list[float]) -> Scores:
+    """Score the model and the n-grams.
+
+    Args:
+      subject: Whose model, on whose held-out cuts.
+      bin_sec: Seconds of a bin of the table by position.
+      prompt_sec: Score what follows the longest of these prompts after each of them.
+
+    Raises:
+      ValueError, OSError: Tokens that cannot be used.
+    """
+    data, model, ratio = subject.data, subject.model, subject.checkpoint["prompt_ratio"]
+    survey = data.survey(subject.held_out(), *subject.limits)
+    subject.check_codec(survey.codec)
+    frame_rate = survey.codec.frame_rate if survey.codec is not None else None
+    loader = data.valid_dataloader(survey.cuts)
+    batches = [(b["audio_features"], b["audio_features_lens"]) for b in loader]
+    meter = LikelihoodMeter(bin_frames(bin_sec, frame_rate))
+    for codes, lens in tqdm(batches, desc="likelihood", unit="batch", disable=None):
+        split = split_prompt(codes, lens, ratio)
+        meter.add(frame_costs(model, *(part.to(subject.device) for part in split)))
+    train = data.survey(data.train_cuts(), *subject.limits)
+    scores = Scores(meter.overall(), score_ngrams(subject, train.cuts, batches), frame_rate)
+    scores.facts = {"cuts": survey.num_cuts, "cuts_in_split": survey.num_seen}
+    scores.facts |= {"hours": survey.seconds / 3600, "training_cuts": train.num_cuts}
+    if frame_rate is not None:
+        bins = enumerate(meter.by_position())
+        scores.by_position = {k * meter.bin_frames / frame_rate: found for k, found in bins}
+        scores.by_prompt = after_prompts(model, batches, prompt_sec, frame_rate, subject.device)
+        if model.config.infills:
+            scores.gaps = score_gaps(subject, frame_rate)
+    return scores
+
+
+def score_ngrams(
+    subject: Subject, train_cuts: Iterable[Any], batches: Batches
+) -> dict[str, list[Score]]:
+    """N-grams of each quantizer, counted on the training cuts, on the frames that AudioLM scored.
+
+    A bigram needs a code before the first, so that scoring begins at frame 1 at the earliest.
+    """
+    starts, held_out = [], []
+    for codes, lens in batches:
+        split = split_prompt(codes, lens, subject.checkpoint["prompt_ratio"])
+        starts += split.x_lens.clamp(min=1).tolist()
+        held_out += [row[:n].numpy() for row, n in zip(codes, lens.tolist(), strict=True)]
+    train = [cut_codes(cut) for cut in train_cuts]
+    config = subject.model.config
+    return {
+        name: [
+            best_score(
+                kind,
+                [codes[:, q] for codes in train],
+                [codes[:, q] for codes in held_out],
+                starts,
+                config.num_audio_tokens,
+            )
+            for q in range(config.num_quantizers)
+        ]
+        for name, kind in tqdm(NGRAMS.items(), desc="n-grams", disable=None)
+    }
+
+
+def bin_frames(seconds: float, frame_rate: float | None) -> int:
+    """Frames of a bin of positions; without a frame rate nobody looks at bins."""
+    return max(1, round(seconds * frame_rate)) if frame_rate is not None else 1
+
+
+def after_prompts(
+    model: AudioLM, batches: Batches, seconds: list[float], frame_rate: float, device: torch.device
+) -> dict[float, Likelihood]:
+    """The same frames after prompts of several lengths.
+
+    Raises:
+      ValueError: A prompt shorter than a frame, or no cut longer than the longest.
+    """
+    lengths = {length: round(length * frame_rate) for length in sorted(seconds)}
+    found = {}
+    for length, num_frames in tqdm(lengths.items(), desc="prompt lengths", disable=None):
+        meter = LikelihoodMeter(1)
+        for codes, lens in batches:
+            split = prompts_before(codes, lens, max(lengths.values()), num_frames)
+            if split is not None:
+                meter.add(frame_costs(model, *(part.to(device) for part in split)))
+        found[length] = meter.overall()
+    return found
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """What evaluation.json holds under "likelihood"."""
+    tables = {"by_position": scores.by_position, "by_prompt": scores.by_prompt}
+    content: dict[str, Any] = {
+        "overall": asdict(scores.overall),
+        "ngrams": {name: [vars(score) for score in row] for name, row in scores.ngrams.items()},
+    }
+    for name, table in tables.items():
+        content[name] = {f"{key:g}": asdict(found) for key, found in table.items()}
+    content["gaps"] = {name: asdict(found) for name, found in scores.gaps.items()}
+    if scores.frame_rate is not None:
+        content["bits_a_second"] = scores.overall.bits_a_second(scores.frame_rate)
+    return content | {"frame_rate": scores.frame_rate, "facts": scores.facts}

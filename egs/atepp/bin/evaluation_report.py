@@ -1,0 +1,290 @@
+"""An evaluation as JSON, as Markdown, and as sections of a page."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import evaluation_gaps
+import evaluation_likelihood
+from evaluation_curves import draw_likelihood, draw_training, loss_curves
+from evaluation_likelihood import Scores
+from evaluation_passages import Made, gap_of
+from evaluation_players import Player, Row, listening
+from evaluation_sounds import Sounds
+from evaluation_subject import Subject, sha256
+from evaluation_tables import (
+    Rows,
+    gap_costs_table,
+    gap_table,
+    measure_table,
+    position_table,
+    prompt_table,
+    quantizer_table,
+    separation_table,
+    titled,
+)
+from run_settings import events_folder
+
+from valle.evaluation import Measure
+from valle.utils import tables
+from valle.utils.env import get_env_info
+from valle.utils.html import Section
+from valle.utils.run_record import shareable
+from valle.utils.tables import Table
+
+INTERVALS = (
+    "Each cell: the mean, and in brackets where 95 % of the means lie when recordings are drawn "
+    "anew."
+)
+DIRECTIONS = {
+    "low": "Lower is better.",
+    "high": "Higher is better.",
+    "near true": "Best as near as can be to the true sound's.",
+}
+
+
+@dataclass
+class Evaluation:
+    """What was found; a part that was not asked for is None."""
+
+    settings: dict[str, Any]
+    subject: Subject
+    scores: Scores | None
+    sounds: Sounds | None
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of evaluation.json, in plain types; it names no person and no machine."""
+    subject, sounds = evaluation.subject, evaluation.sounds
+    settings = dict(evaluation.settings)
+    facts: dict[str, Any] = {"environment": get_env_info(), "device": subject.device.type}
+    content: dict[str, Any] = {"command": settings.pop("command"), "settings": settings}
+    content["checkpoint"] = describe_checkpoint(subject)
+    if evaluation.scores is not None:
+        content["likelihood"] = evaluation_likelihood.as_json(evaluation.scores)
+    if sounds is not None:
+        facts["passages"] = sounds.stage.held.facts | {"names": sounds.stage.held.names}
+        content["sounds"] = _plain(sounds.rows)
+        content["separation"] = {key: _without_nan(row) for key, row in sounds.separation.items()}
+        if sounds.gaps:
+            content["gaps"] = _plain(sounds.gaps)
+    return shareable(content | {"facts": facts})
+
+
+def describe_checkpoint(subject: Subject) -> dict[str, Any]:
+    """Which weights these are."""
+    checkpoint = subject.checkpoint
+    return {
+        "path": subject.path,
+        "sha256": sha256(subject.path),
+        "epoch": checkpoint.get("cur_epoch"),
+        "step": checkpoint.get("batch_idx_train"),
+        "num_parameters": sum(p.numel() for p in subject.model.parameters()),
+        "config": asdict(subject.model.config),
+        "codec": checkpoint.get("codec"),
+    }
+
+
+def _plain(rows: Rows) -> dict[str, dict[str, list[float | None]]]:
+    """Intervals as lists; None where there was nothing to measure, as JSON has no NaN."""
+    return {
+        name: {
+            key: list(_without_nan(interval._asdict()).values()) for key, interval in row.items()
+        }
+        for name, row in rows.items()
+    }
+
+
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def as_markdown(sections: Sequence[Section]) -> str:
+    """What can be printed of the sections."""
+    parts = []
+    for section in sections:
+        filled = [tables.as_markdown(table) for table in section.tables if table.rows]
+        if filled:
+            parts += [f"## {section.title}", *filter(None, [section.note]), *filled]
+    return "\n\n".join(parts)
+
+
+def sections_of(
+    evaluation: Evaluation, content: Mapping[str, Any], with_pictures: bool
+) -> list[Section]:
+    """All sections, in the order of the page."""
+    sections = [facts_section(content)]
+    if evaluation.sounds is not None:
+        sections += sound_sections(evaluation.sounds, with_pictures)
+    if evaluation.scores is not None:
+        sections += likelihood_sections(evaluation.scores)
+    return [*sections, *training_sections(evaluation.subject)]
+
+
+def facts_section(content: Mapping[str, Any]) -> Section:
+    """What was evaluated, and how to do so again."""
+    checkpoint, settings, facts = content["checkpoint"], content["settings"], content["facts"]
+    environment, codec = facts["environment"], checkpoint["codec"] or {}
+    changed = ", with changes" if environment["git-dirty"] else ""
+    rows = {
+        "checkpoint": checkpoint["path"],
+        "sha256": checkpoint["sha256"],
+        "trained for": f"{checkpoint['epoch']} epochs, {checkpoint['step']} steps",
+        "parameters": f"{checkpoint['num_parameters']:,}",
+        "codec": f"{codec.get('name')}, fingerprint {codec.get('fingerprint')}",
+        "data": f"{settings['split']} cuts of {settings['manifest_dir']}",
+        "likelihood on": _scored_cuts(content),
+        "sound from": _passages(facts),
+        "sampling": _sampling(settings),
+        "seed, weights as": f"{settings['seed']}, {settings['dtype']}",
+        "code": f"{environment['git-sha1']}{changed}",
+        "torch": environment["torch-version"],
+    }
+    table = Table(["what", "which"], [[name, str(value)] for name, value in rows.items() if value])
+    body = f"<pre><code>{html.escape(content['command'])}</code></pre>"
+    return Section("What was evaluated", "", [table], body=body, in_words=True)
+
+
+def _scored_cuts(content: Mapping[str, Any]) -> str | None:
+    facts = content.get("likelihood", {}).get("facts")
+    return facts and f"{facts['cuts']} of {facts['cuts_in_split']} cuts, {facts['hours']:.3f} h"
+
+
+def _passages(facts: Mapping[str, Any]) -> str | None:
+    found = facts.get("passages")
+    return found and (
+        f"{found['passages']} of {found['long_enough']} passages that are long enough "
+        f"(in {found['cuts_in_split']} cuts), of {found['recordings']} recordings"
+    )
+
+
+def _sampling(settings: Mapping[str, Any]) -> str:
+    names = ("temperature", "top_k", "top_p", "min_p", "nar_temperature", "num_samples")
+    words = [f"{name.replace('_', ' ')} {settings[name]:g}" for name in names]
+    if settings["repetition_aware_sampling"]:
+        words.append("repetition-aware")
+    return ", ".join(words)
+
+
+def sound_sections(sounds: Sounds, with_pictures: bool) -> list[Section]:
+    """Measures, what tells them apart, gaps, and players."""
+    sections = [
+        Section(
+            "Generated sound beside the true one",
+            f"{INTERVALS} True sound is decoded from its codes, too, so that the codec's loss "
+            "counts against nobody.",
+            [measure_table(sounds.rows, sounds.measures)],
+            body=_about_measures(sounds.measures),
+        ),
+        Section(
+            "What the measures can tell",
+            "How often a true passage scores better than one of a control: 1 is always, and where "
+            "it is 0.5 the measure cannot tell them apart. Of a Fréchet distance, which is of all "
+            "passages at once: how many times the true sound's it is. A dash: nothing to measure, "
+            "as of likeness within a recording where each has but one passage.",
+            [separation_table(sounds.separation, sounds.measures)],
+        ),
+    ]
+    if sounds.gaps:
+        note = (
+            "The middle third of each passage, made anew from what is around it. A joint is abrupt "
+            "where the sound changes more than at 95 % of the places in the true passages, so that "
+            f"5 % is chance. {INTERVALS}"
+        )
+        table = gap_table(sounds.gaps, evaluation_gaps.MEASURES)
+        sections.append(Section("Gaps that were filled", note, [table]))
+    rate = sounds.stage.codec.sampling_rate
+    rows = [
+        listening_row(made, sounds.stage.sizes[0] / sounds.stage.codec.frame_rate, rate)
+        for made in sounds.made[: sounds.num_shown]
+    ]
+    note = (
+        "Spectrograms of a row share one scale. A line stands where the prompt ends and the model, "
+        "or the true music, goes on; in an in-filled passage two lines enclose what was made."
+    )
+    sections.append(Section("Listen", note, body=listening(rows, rate, with_pictures)))
+    return sections
+
+
+def _about_measures(measures: Mapping[str, Measure]) -> str:
+    """What each measure says, as a list."""
+    items = (
+        f"<div><dt>{html.escape(titled(measure))}</dt>"
+        f"<dd>{html.escape(measure.about)} {DIRECTIONS[measure.better]}</dd></div>"
+        for measure in measures.values()
+    )
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def listening_row(made: Made, prompt_sec: float, sampling_rate: int) -> Row:
+    """All that can be heard of a passage."""
+    players = [Player("prompt", made.passage.prompt), Player("true", made.true, [prompt_sec])]
+    players += [
+        Player(_numbered("generated", i, len(made.samples)), sound, [prompt_sec])
+        for i, sound in enumerate(made.samples)
+    ]
+    gap = gap_of(len(made.true))
+    marks = [gap.start / sampling_rate, gap.stop / sampling_rate]
+    players += [
+        Player(_numbered("in-filled", i, len(made.infilled)), sound, marks)
+        for i, sound in enumerate(made.infilled)
+    ]
+    return Row(made.passage.name, players)
+
+
+def _numbered(name: str, index: int, count: int) -> str:
+    return name if count == 1 else f"{name} {index + 1}"
+
+
+def likelihood_sections(scores: Scores) -> list[Section]:
+    """What true continuations cost."""
+    sections = [
+        Section(
+            "Likelihood",
+            "What the true continuation of a prompt costs, in nats a frame for each quantizer, and "
+            "in brackets how often the likeliest code was the true one. N-grams, counted on the "
+            "training cuts, score the same frames. Lower cost is better.",
+            [quantizer_table(scores)],
+        )
+    ]
+    if scores.by_position:
+        sections.append(
+            Section(
+                "Where in the continuation",
+                "By how far after the prompt a frame lies.",
+                [position_table(scores)],
+                lambda: draw_likelihood(scores.by_position, "seconds after the prompt"),
+            )
+        )
+    if scores.by_prompt:
+        sections.append(
+            Section(
+                "How long the prompt",
+                "The same frames, those after the longest of these prompts, after each of them.",
+                [prompt_table(scores)],
+                lambda: draw_likelihood(scores.by_prompt, "seconds of prompt"),
+            )
+        )
+    if scores.gaps:
+        sections.append(
+            Section(
+                "What gaps cost",
+                "The true content of gaps in the middle of the cuts, if the model knows both "
+                "sides; if what follows is of another piece; and if it knows the frames before "
+                "alone, as when it continues. Then the same of the end of each gap.",
+                [gap_costs_table(scores)],
+            )
+        )
+    return sections
+
+
+def training_sections(subject: Subject) -> list[Section]:
+    """The curves of the run, if it left any beside its checkpoint."""
+    folder = events_folder(subject.path.parent, subject.checkpoint.get("train_stage") or 0)
+    curves = loss_curves(folder)
+    if not curves:
+        return []
+    note = "Loss of each quantizer over the run; dotted: in training."
+    return [Section("Training", note, draw=lambda: draw_training(curves))]
