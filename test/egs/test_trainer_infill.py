@@ -7,8 +7,11 @@ import torch
 from test_trainer_audiolm import same, weights
 from trainer_runs import train, train_on_ranks
 
+from valle.data import collate_codes, cut_codes, load_cuts, middle_gaps, split_gaps
+from valle.evaluation import frame_costs
 from valle.models import AudioLM
 from valle.utils.checkpoint import read_checkpoint
+from valle.utils.events import read_scalars
 
 GAPS = ("--infill-prob", 0.5, "--sample-epochs", 0)
 
@@ -27,6 +30,24 @@ def test_the_model_can_fill_gaps(unbroken):
     assert model.ar.ahead_mark.any()  # it has learned
     sides = torch.randint(16, (2, 5, 3))
     assert model.infill(sides, None, sides, None, 4).shape == (2, 14, 3)
+
+
+def test_validation_tells_what_gaps_cost_beside_continuations(unbroken, token_dir):
+    """The loss that chooses the best weights is that of continuations alone."""
+    scalars = read_scalars(unbroken / "tensorboard")
+    checkpoint = read_checkpoint(unbroken / "best-valid-loss.pt")
+    best = min(point.value for point in scalars["train/valid_loss"])
+    assert checkpoint["best_valid_loss"] == pytest.approx(best, rel=1e-5)
+    model = AudioLM.from_checkpoint(unbroken / "epoch-2.pt")
+    codes, lens = collate_codes(
+        [cut_codes(cut) for cut in load_cuts(token_dir / "cuts_validation.jsonl.gz")]
+    )
+    costs = frame_costs(model, *split_gaps(codes, lens.long(), *middle_gaps(lens.long())))
+    for q in range(3):
+        expected = costs.nats[:, :, q][costs.frames].mean().item()
+        last = scalars[f"train/valid_gap_loss_q{q + 1}"][-1].value
+        assert last == pytest.approx(expected, rel=1e-5)
+        assert last != pytest.approx(scalars[f"train/valid_loss_q{q + 1}"][-1].value, rel=1e-4)
 
 
 def test_resuming_inside_an_epoch_equals_the_unbroken_run(unbroken, token_dir, tmp_path):

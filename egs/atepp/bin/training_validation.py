@@ -9,7 +9,7 @@ import torch
 from run_settings import settings_of
 from training_run import Batch, Run
 from training_saving import save
-from training_step import compute_loss, is_out_of_memory, memory_mib, prepare
+from training_step import compute_loss, is_out_of_memory, memory_mib, prepare, prepare_gaps
 
 from valle.utils.checkpoint import first_line
 from valle.utils.dist import gather_objects
@@ -127,12 +127,22 @@ def compute_validation_loss(run: Run) -> MetricsTracker:
     run.wrapped.eval()
     total = MetricsTracker()
     for batch in run.valid_dl if not run.params.fsdp else in_step_with_others(run):
-        info = compute_loss(run, prepare(run, batch or empty_batch(run)))[1]
+        info = score_batch(run, batch or empty_batch(run))
         total = total + info if batch else total
         run.begins("validating", waits=run.params.fsdp)
     run.wrapped.train()
     run.begins("adding up the validation loss", waits=True)
     return total.reduce(run.device)
+
+
+def score_batch(run: Run, batch: Batch) -> MetricsTracker:
+    """Of continuations; and, in a run with gaps, what gaps cost in the middle of the same cuts."""
+    info = compute_loss(run, prepare(run, batch))[1]
+    if run.params.infill_prob == 0:
+        return info
+    gaps = compute_loss(run, prepare_gaps(run, batch))[0].metrics
+    costs = {f"gap_{name}": cost for name, cost in gaps.items() if name.startswith("loss_q")}
+    return info + MetricsTracker(costs)
 
 
 def in_step_with_others(run: Run) -> Iterator[Batch | None]:
