@@ -9,6 +9,7 @@ stage=0
 stop_stage=4
 minutes=100             # of music
 num_epochs=6
+infill_prob=0.3         # share of the training cuts with a gap to fill
 init_from_codec=true    # false: embeddings start at random, to see what that costs
 exp_dir=exp/minipiano
 data_dir=data/minipiano
@@ -54,7 +55,8 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   python egs/atepp/bin/trainer_audiolm.py --manifest-dir "$tokens" --exp-dir "$exp_dir" \
     --decoder-dim 192 --nhead 4 --num-decoder-layers 2 ${init[@]+"${init[@]}"} \
     --train-stage 0 --prompt-ratio 0.2 --num-epochs "$num_epochs" --dropout 0 --max-duration 20 \
-    --filter-max-duration "$window" --optimizer-name AdamW --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
+    --filter-max-duration "$window" --infill-prob "$infill_prob" --optimizer-name AdamW \
+    --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
     --num-workers 1 --log-interval 50 --sample-epochs 5
 fi
 

@@ -13,6 +13,7 @@ from trainer_runs import same, train, weights
 
 from valle.models import AudioLM
 from valle.utils.checkpoint import read_checkpoint
+from valle.utils.events import read_scalars
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +261,20 @@ def test_another_codec_is_refused(both, tmp_path, codec_info):
     (tmp_path / "exp/epoch-1.pt").write_bytes((both[0] / "epoch-1.pt").read_bytes())
     log = train(tmp_path, tmp_path / "exp", "--start-epoch", 2, fails=True)
     assert "they differ in fingerprint" in log
+
+
+def test_prompts_are_learned_and_not_validated(token_dir, tmp_path):
+    """What is logged and validated is the loss of targets, with prompts scored or not."""
+    flags = ("--train-stage", 1, "--num-epochs", 1, "--sample-epochs", 0, "--dropout", 0)
+    for name in ("true", "false"):
+        train(token_dir, tmp_path / name, *flags, "--score-prompts", name)
+    learned = [weights(tmp_path / name / "epoch-1.pt") for name in ("true", "false")]
+    assert not same(*learned)
+    scored = [read_scalars(tmp_path / name / "tensorboard_stage1") for name in ("true", "false")]
+    first = [scalars["train/current_loss_q1"][0].value for scalars in scored]
+    assert first[0] == pytest.approx(first[1], rel=1e-6)  # of the same first weights
+    for scalars in scored:
+        for loss, q1 in zip(
+            scalars["train/valid_loss"], scalars["train/valid_loss_q1"], strict=True
+        ):
+            assert loss.value == pytest.approx(q1.value, rel=2e-2)  # EOS counts in the second alone

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer_audiolm import same, weights
-from trainer_runs import train, train_on_ranks
+from trainer_runs import same, train, train_on_ranks, weights
 
 from valle.data import collate_codes, cut_codes, load_cuts, middle_gaps, split_gaps
 from valle.evaluation import frame_costs

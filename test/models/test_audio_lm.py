@@ -300,3 +300,54 @@ def test_every_parameter_that_learns_has_a_gradient(stage):
     assert bool(without) == (stage == 2)
     heads = [head.weight.grad.abs().sum() for head in model.nar.heads]
     assert sorted(bool(size) for size in heads) == [False, True]
+
+
+# Prompts that are learned, too
+
+
+@pytest.mark.parametrize("options", [{}, {"prepend_bos": True}, {"ahead_frames": 4}])
+def test_scored_prompts_cost_what_targets_in_their_place_would(batch, options):
+    """The prompt's frames cost what they would as frames that follow the prompt's first ones."""
+    model = make_model(**options)
+    x, x_lens, y, y_lens = row(batch, 2)
+    plain = model(x, x_lens, y, y_lens, train_stage=1)
+    whole = model(x, x_lens, y, y_lens, train_stage=1, score_prompts=True)
+    S, T = int(x_lens), int(y_lens)
+    logits, own = model.ar.forward_whole(model.ar.embedding(x), x_lens, y[:, :, 0], y_lens)
+    assert own.shape == (1, S - 1, 21)
+    # [:, s] sees the prompt up to s alone: one may end it there
+    for s in range(S - 1) if not options.get("prepend_bos") else ():
+        shorter = model.ar.embedding(x[:, : s + 1]), torch.tensor([s + 1])
+        first = model.ar(*shorter, y[:, :, 0], y_lens)[:, 0]
+        torch.testing.assert_close(own[:, s], first)
+    costs = torch.nn.functional.cross_entropy(own[0], x[0, 1:, 0], reduction="sum")
+    mean = (plain.loss + costs) / (T + S - 1)
+    torch.testing.assert_close(whole.loss, mean * T)
+    assert whole.metrics == plain.metrics
+
+
+@pytest.mark.parametrize("options", [{}, {"prepend_bos": True}])
+def test_scored_prompts_see_no_future(options):
+    model = make_model(**options)
+    condition = torch.randn(1, 4, 32, requires_grad=True)
+    codes, lens = torch.randint(0, 20, (1, 6)), torch.tensor([6])
+    own = model.ar.forward_whole(condition, torch.tensor([4]), codes, lens)[1]
+    for s in range(3):
+        (seen,) = torch.autograd.grad(own[0, s].sum(), [condition], retain_graph=True)
+        assert (seen[0].abs().sum(-1) > 0).tolist() == [i <= s for i in range(4)]
+
+
+@pytest.mark.parametrize("options", [{}, {"prepend_bos": True}, {"ahead_frames": 4}])
+def test_scored_prompts_of_a_batch_equal_one_by_one(batch, options):
+    model = make_model(**options)
+    together = model(**batch._asdict(), train_stage=1, score_prompts=True).loss
+    alone = [model(*row(batch, b), train_stage=1, score_prompts=True).loss for b in range(3)]
+    torch.testing.assert_close(together, sum(alone))
+
+
+def test_an_empty_prompt_has_nothing_to_score(batch):
+    model = make_model(prepend_bos=True)
+    x, lens = batch.x[:, :0], torch.zeros(3, dtype=torch.long)
+    plain = model(x, lens, batch.y, batch.y_lens, train_stage=1).loss
+    whole = model(x, lens, batch.y, batch.y_lens, train_stage=1, score_prompts=True).loss
+    torch.testing.assert_close(whole, plain)

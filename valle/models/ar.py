@@ -111,6 +111,27 @@ class ARDecoder(nn.Module):
         targets = FrameRange(before - 1, codes.shape[1] + 1)
         return self.head(self.decoder(x, AttentionSpan(is_causal=True), wanted=targets))
 
+    def forward_whole(
+        self,
+        condition: Tensor,
+        condition_lens: Tensor,
+        codes: Tensor,
+        code_lens: Tensor,
+        ahead: Ahead | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, and the same for the condition where its frames are codes, too.
+
+        Returns:
+          (B, T + 1, V + 1) logits; and (B, S - 1, V + 1), of which [:, s] predicts what stands at
+          s + 1 in the condition from all before it.
+        """
+        x, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        hidden = self.decoder(x, AttentionSpan(is_causal=True))
+        first = before - self.num_bos - condition_lens  # what lies ahead comes before it
+        targets = FrameRange(before - 1, codes.shape[1] + 1)
+        own = FrameRange(first, max(condition.shape[1] - 1, 0))
+        return self.head(targets.take_from(hidden)), self.head(own.take_from(hidden))
+
     def look_ahead(self, codes: Ahead) -> Ahead:
         """What is read of codes (B, A, Q) that follow a gap, as marked vectors."""
         assert self.ahead_mark is not None

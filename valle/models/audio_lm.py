@@ -23,7 +23,7 @@ from valle.models.condition import Ahead
 from valle.models.engine import Engine
 from valle.models.generation import UNKNOWN
 from valle.models.nar import NARDecoder
-from valle.modules.losses import FrameScores, Summed, frame_scores
+from valle.modules.losses import FrameScores, Summed, frame_scores, masked_cross_entropy
 from valle.modules.masks import length_mask
 from valle.utils.checkpoint import read_checkpoint
 
@@ -265,6 +265,7 @@ class AudioLM(nn.Module):
         after: Tensor | None = None,
         after_lens: Tensor | None = None,
         longest: int | None = None,
+        score_prompts: bool = False,
     ) -> AudioLMOutput:
         """Loss of continuing prompts by their targets, or of filling gaps with them.
 
@@ -280,6 +281,9 @@ class AudioLM(nn.Module):
           after: (B, A, Q) codes that follow the targets, which then are gaps between `x` and these,
             for a model that fills gaps; `after_lens` (B,), 0 where a row is a continuation.
           longest: no row has more frames, `x`, `y` and `after` together; saves padding on a GPU.
+          score_prompts: the AR half learns to predict the prompts' frames as well. A row's loss is
+            then the mean over these and its targets, times the number of targets; metrics are of
+            the targets alone.
 
         Raises:
           ValueError: shapes, lengths or codes that cannot be; the message says which. Values are
@@ -294,7 +298,7 @@ class AudioLM(nn.Module):
         predictions = [torch.full_like(y[:, :, :1], UNKNOWN), torch.full_like(y[:, :, 1:], UNKNOWN)]
         scores = []
         if stage != TrainStage.NAR:
-            scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends, ahead))
+            scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends, ahead, score_prompts))
             predictions[0] = scores[-1].predictions
         if stage != TrainStage.AR:
             scores.append(self._score_nar(x, x_lens, y, y_lens, ahead))
@@ -331,12 +335,18 @@ class AudioLM(nn.Module):
         y_lens: Tensor,
         y_ends: Tensor | None,
         ahead: Ahead | None,
+        score_prompts: bool,
     ) -> "_HalfScore":
         """Score quantizer 1, and EOS where a target ends its recording."""
         B, T, _ = y.shape
-        codes = y[:, :, 0]
+        codes, own = y[:, :, 0], None
+        read = self.ar.embedding(x), x_lens, codes, y_lens
         ahead = None if ahead is None else self.ar.look_ahead(ahead)
-        logits = self.ar(self.ar.embedding(x), x_lens, codes, y_lens, ahead).float()
+        if score_prompts:
+            logits, own = self.ar.forward_whole(*read, ahead)
+        else:
+            logits = self.ar(*read, ahead)
+        logits = logits.float()
         frames = length_mask(y_lens, T + 1)
         targets = F.pad(codes, (0, 1)).where(frames, self.eos_id)
         num_targets = y_lens if y_ends is None else y_lens + y_ends.to(y_lens)
@@ -344,7 +354,10 @@ class AudioLM(nn.Module):
         predictions = logits.detach().argmax(-1).where(frames, UNKNOWN)[:, :T, None]
         metrics = _quantizer_metrics(1, scores, torch.ones_like(x_lens, dtype=torch.bool))
         metrics["ArTop10Accuracy"] = scores.top10_accuracy.sum()
-        return _HalfScore(scores.loss.sum(), predictions, metrics)
+        loss = scores.loss
+        if own is not None:
+            loss = _with_prompts(loss, own, x[:, 1:, 0], x_lens - 1)
+        return _HalfScore(loss.sum(), predictions, metrics)
 
     def _score_nar(
         self,
@@ -469,6 +482,13 @@ class _HalfScore(NamedTuple):
     loss: Summed
     predictions: Tensor
     metrics: dict[str, Summed]
+
+
+def _with_prompts(targets: Summed, logits: Tensor, codes: Tensor, lens: Tensor) -> Summed:
+    """A row's mean over targets and its prompt's own codes (B, S - 1), as a sum over targets."""
+    prompts = masked_cross_entropy(logits, codes, length_mask(lens, codes.shape[1]))
+    share = targets.num_frames / (targets.num_frames + prompts.num_frames)
+    return Summed((targets.total + prompts.total) * share, targets.num_frames)
 
 
 def _quantizer_metrics(quantizer: int, scores: FrameScores, rows: Tensor) -> dict[str, Summed]:

@@ -79,6 +79,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--init-partial", type=str2bool, default=False, help="take those that fit, if not all do")
     add("--ar-checkpoint", type=Path, help="stage 2: where the trained AR half is read from")
     add("--prompt-ratio", type=float, default=0.4, help="share of a cut that is its prompt")
+    add(
+        "--score-prompts",
+        type=str2bool,
+        default=True,
+        help="the AR half learns to predict the prompts' frames, too; validation is of targets",
+    )
     add("--filter-min-duration", type=float, default=0.0, help="shorter cuts are left out (s)")
     add("--filter-max-duration", type=float, default=20.0, help="longer cuts are left out (s)")
     add("--seed", type=int, default=42)

@@ -69,7 +69,11 @@ def compute_loss(run: Run, batch: Prepared) -> tuple[AudioLMOutput, MetricsTrack
     model = run.wrapped if run.model.training else run.model
     with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
         output = model(
-            **batch.inputs, reduction="sum", train_stage=int(run.stage), longest=batch.longest
+            **batch.inputs,
+            reduction="sum",
+            train_stage=int(run.stage),
+            longest=batch.longest,
+            score_prompts=run.params.score_prompts and run.model.training,
         )
     metrics = {
         "frames": batch.num_frames,
