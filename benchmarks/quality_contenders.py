@@ -193,7 +193,8 @@ class AudioLMLearner(Learner):
         assert isinstance(b, CodeBatch)
         if self.variant.loss is not None:
             return self.variant.loss(self.audio_lm, b)
-        return self.audio_lm(b.x, b.x_lens, b.y, b.y_lens, y_ends=b.y_ends).loss
+        batch = (b.x, b.x_lens, b.y, b.y_lens)
+        return self.audio_lm(*batch, y_ends=b.y_ends, **self.variant.forward).loss
 
     def cost(self, batch: TrainBatch) -> StepFlops:
         if self.variant.cost is not None:

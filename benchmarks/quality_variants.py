@@ -2,8 +2,8 @@
 
 To try something else, add an entry: what a change of the config, the optimizer or the training
 flags can say stands in its fields; all else goes into `prepare`, which may change the model once it
-is built, or into `loss`, which takes the place of `AudioLM.forward` (and then `cost` must say what
-a step needs, or the budget is not the others').
+is built, into `forward`, or into `loss`, which takes the place of `AudioLM.forward` (and for the
+last two `cost` must say what a step needs, or the budget is not the others').
 
 B rows of a batch, T target frames, Q quantizers, V codebook size.
 """
@@ -12,14 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from quality_batches import CodeBatch
 from torch import Tensor
 from train_contenders import StepFlops, TrainBatch, two_halves_flops
 
 from valle.models import AudioLM, AudioLMConfig, TrainStage
-from valle.modules.losses import masked_cross_entropy
-from valle.modules.masks import length_mask
 
 Loss = Callable[[AudioLM, CodeBatch], Tensor]
 Prepare = Callable[[AudioLM], None]
@@ -41,6 +38,7 @@ class Variant:
       init_from_codec: start embeddings and heads from the codec's codebooks.
       prompt_ratio: in training; held-out frames are always split by the run's. None: as the run.
       prepare: called with the model before it learns.
+      forward: further arguments of `AudioLM.forward`.
       loss: summed over target frames, the mean of both halves; None: `AudioLM.forward`'s.
       cost: what a step of that needs; None: what `AudioLM.forward` needs.
     """
@@ -54,6 +52,7 @@ class Variant:
     init_from_codec: bool = True
     prompt_ratio: float | None = None
     prepare: Prepare | None = None
+    forward: Mapping[str, Any] = field(default_factory=dict)
     loss: Loss | None = None
     cost: Counts | None = None
 
@@ -72,19 +71,6 @@ class Variant:
         }
 
 
-def every_stage_loss(model: AudioLM, batch: CodeBatch) -> Tensor:
-    """As in training, but every NAR stage on every row, not one drawn for each row."""
-    b = batch
-    ar = model(b.x, b.x_lens, b.y, b.y_lens, train_stage=TrainStage.AR, y_ends=b.y_ends).loss
-    prompt, frames = model.nar.embedding(b.x), length_mask(b.y_lens, b.y.shape[1])
-    totals = []
-    for stage in model.nar.stages:
-        stages = torch.full((len(b.y),), stage)
-        logits = model.nar(prompt, b.x_lens, b.y, b.y_lens, stages)
-        totals.append(masked_cross_entropy(logits, b.y[:, :, stage], frames).total.sum())
-    return (ar + torch.stack(totals).mean()) / 2
-
-
 def every_stage_cost(config: AudioLMConfig, batch: TrainBatch) -> StepFlops:
     """A pass of the NAR half for each stage."""
     cost = two_halves_flops(config, batch, TrainStage.AR, ours=True)
@@ -98,6 +84,20 @@ def _deeper_ar(base: AudioLMConfig) -> dict[str, Any]:
     return {"num_layers": 2 * base.num_layers, "nar_scale_factor": 0.5}
 
 
+def scored_prompts_cost(config: AudioLMConfig, batch: TrainBatch) -> StepFlops:
+    """The last feed-forward block and the head, for the prompts' frames, too."""
+    num_prompt = len(batch.x) * (batch.x.shape[1] - 1)
+    width = config.d_model
+    more = StepFlops(
+        matrices=3.0 * 16 * num_prompt * width**2,
+        attention=0.0,
+        heads=3.0 * 2 * width * num_prompt * (config.num_audio_tokens + 1),
+    )
+    return two_halves_flops(config, batch, TrainStage.BOTH, ours=True) + more
+
+
+SMALL_NAR = {"nar_scale_factor": 0.5}
+
 VARIANTS: dict[str, Variant] = {
     "base": Variant("as the recipe trains it"),
     "random-embeddings": Variant("embeddings and heads start at random", init_from_codec=False),
@@ -106,15 +106,25 @@ VARIANTS: dict[str, Variant] = {
     "dropout": Variant("a dropout of 0.1", config={"dropout": 0.1}),
     "scaled-adam": Variant("ScaledAdam at its default rate, with Eden", optimizer="ScaledAdam"),
     "long-prompt": Variant("prompts of 40 % in training", prompt_ratio=0.4),
-    "small-nar": Variant(
-        "a NAR half of half the width, heads and layers", config={"nar_scale_factor": 0.5}
-    ),
+    "small-nar": Variant("a NAR half of half the width, heads and layers", config=SMALL_NAR),
     "deep-ar": Variant(
         "twice the AR layers; a NAR half of half the width with its layers", reshape=_deeper_ar
     ),
     "every-stage": Variant(
         "each step trains all NAR stages on every row, not one drawn for it",
-        loss=every_stage_loss,
+        forward={"all_stages": True},
         cost=every_stage_cost,
+    ),
+    "small-nar-every-stage": Variant(
+        "a NAR half of half the size, all its stages in each step",
+        config=SMALL_NAR,
+        forward={"all_stages": True},
+        cost=every_stage_cost,
+    ),
+    "sine": Variant("sine positions, added to embeddings", config={"positions": "sine"}),
+    "scored-prompts": Variant(
+        "the AR half learns the prompts, too",
+        forward={"score_prompts": True},
+        cost=scored_prompts_cost,
     ),
 }

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY, Batch, make_model
 
 from valle.models import AudioLM, AudioLMConfig
+from valle.utils.checkpoint import save_checkpoint
 
 HALVES = {1: "ar", 2: "nar"}
 
@@ -237,6 +238,9 @@ def test_a_batch_is_learned_by_heart_and_reproduced():
         ({"nar_scale_factor": 0.9}, r"nar_scale_factor 0.9 must be even and divisible"),
         ({"nar_scale_factor": 0.25}, r"num_layers x nar_scale_factor 0.25"),
         ({"nar_scale_factor": 0}, "nar_scale_factor must be positive"),
+        ({"ahead_frames": -1}, "ahead_frames must be 0 or more, got -1"),
+        ({"positions": "none"}, "positions must be rotary or sine, got none"),
+        ({"d_model": 36}, r"rotary positions turn pairs: d_model / nhead must be even, got 36 / 4"),
     ],
 )
 def test_config_names_the_field_at_fault(change, message):
@@ -272,6 +276,16 @@ def test_config_rebuilds_the_model(batch):
         model.config.nhead = 2
 
 
+def test_a_config_that_names_no_positions_is_of_before_there_was_a_choice(tmp_path, batch):
+    model = make_model(positions="sine")
+    config = dataclasses.asdict(model.config)
+    del config["positions"], config["ahead_frames"]
+    save_checkpoint(tmp_path / "old.pt", model, {"config": config})
+    old = AudioLM.from_checkpoint(tmp_path / "old.pt")
+    assert old.config.positions == "sine"
+    torch.testing.assert_close(old(*batch).loss, model(*batch).loss)
+
+
 def test_default_config_is_the_promised_one():
     assert dataclasses.asdict(AudioLMConfig()) == {
         "d_model": 1024,
@@ -285,6 +299,7 @@ def test_default_config_is_the_promised_one():
         "num_audio_tokens": 2048,
         "dropout": 0.1,
         "ahead_frames": 0,
+        "positions": "rotary",
     }
 
 
@@ -351,3 +366,13 @@ def test_an_empty_prompt_has_nothing_to_score(batch):
     plain = model(x, lens, batch.y, batch.y_lens, train_stage=1).loss
     whole = model(x, lens, batch.y, batch.y_lens, train_stage=1, score_prompts=True).loss
     torch.testing.assert_close(whole, plain)
+
+
+def test_all_stages_in_training_are_those_of_validation(model, batch):
+    """And one that is drawn for each row is part of them."""
+    expected = model(**batch._asdict(), train_stage=2)
+    model.train()
+    found = model(**batch._asdict(), train_stage=2, all_stages=True)
+    torch.testing.assert_close(found.loss, expected.loss)
+    found.loss.backward()
+    assert all(head.weight.grad.any() for head in model.nar.heads)

@@ -8,7 +8,13 @@ from valle.modules.fused_step import FusedStep, why_not_fused
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 SAMPLED = {"top_k": 9, "nar_temperature": 0.7, "repetition_window": 4, "ignore_eos": True}
-VARIANTS = [{}, {"prepend_bos": True}, {"norm_first": False}, {"add_prenet": True}]
+VARIANTS = [
+    {},
+    {"prepend_bos": True},
+    {"norm_first": False},
+    {"add_prenet": True},
+    {"positions": "sine"},
+]
 
 
 @pytest.fixture(params=["fused", "eager"])

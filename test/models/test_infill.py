@@ -16,7 +16,13 @@ from valle.modules.fused_step import why_not_fused
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"top_k": 9, "nar_temperature": 0.7, "repetition_window": 4}
 AHEAD = 6  # frames of what follows that the AR half reads, fewer than there are
-VARIANTS = [{}, {"prepend_bos": True}, {"norm_first": False}, {"add_prenet": True}]
+VARIANTS = [
+    {},
+    {"prepend_bos": True},
+    {"norm_first": False},
+    {"add_prenet": True},
+    {"positions": "sine"},
+]
 
 
 class Gaps(NamedTuple):

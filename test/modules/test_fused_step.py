@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from valle.modules import fused_build
 from valle.modules.attention import AttentionSpan
+from valle.modules.embedding import RotaryPositions
 from valle.modules.fused_build import Library, compiled_library
 from valle.modules.fused_step import FusedStep, why_not_fused
 from valle.modules.quantization import QuantizedLinear, quantize_linears
@@ -93,6 +94,22 @@ def test_any_width(weights, D, H):
     x = torch.randn(2, 19, D)
     fused = step_through(model, x, model.cache(2, 19))
     torch.testing.assert_close(fused, as_float32(model).uncached(x), atol=1e-4, rtol=1e-4)
+
+
+@compiled
+@pytest.mark.parametrize(("D", "H"), [(64, 4), (20, 2), (24, 3), (144, 1)])
+def test_turns_queries_and_keys_as_the_decoder_does(D, H):
+    """Rows at places of their own, which are not those in the cache."""
+    model, x = Model(D, H), torch.randn(3, 12, D)
+    positions, places = RotaryPositions(D // H), torch.arange(12) + torch.tensor([[0], [7], [90]])
+    span = AttentionSpan(is_causal=True, rotation=positions(places))
+    with torch.no_grad():
+        expected = model.head(model.decoder(x, span))
+    step, cache = FusedStep(model.decoder, model.head), model.cache(3, 12)
+    for t in range(12):
+        rotation = positions(places[:, t : t + 1])
+        logits = step(x[:, t], torch.full((3,), t), cache, rotation)
+        torch.testing.assert_close(logits, expected[:, t], atol=1e-4, rtol=1e-4)
 
 
 @compiled
@@ -218,6 +235,10 @@ def test_weights_outlive_their_model():
         ({"positions": torch.zeros(2)}, r"positions is .*; expected \(2,\) int64"),
         ({"positions": torch.tensor([0, 9])}, r"positions lie in \[0, 9\]; the cache has 9"),
         ({"positions": torch.tensor([-1, 0])}, r"positions lie in \[-1, 0\]"),
+        (
+            {"rotation": RotaryPositions(8)(torch.zeros(1, 1, dtype=torch.long))},
+            r"rotation is \(1, 1, 4\) .*; expected \(2, 1, 4\)",
+        ),
     ],
 )
 def test_refuses_what_does_not_fit(change, message):

@@ -43,7 +43,9 @@ V, Q = 10, 3  # codes and quantizers
 def make_model():
     # not that of conftest.py, which takes each process as long to import as all its steps take
     torch.manual_seed(0)
-    model = AudioLM(16, 2, num_layers=1, num_quantizers=Q, num_audio_tokens=V, dropout=0.0)
+    model = AudioLM(
+        16, 2, num_layers=1, num_quantizers=Q, num_audio_tokens=V, dropout=0.0, positions="sine"
+    )
     return model.double().eval()  # in eval mode it scores all stages: nothing is drawn
 
 

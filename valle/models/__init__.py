@@ -6,6 +6,7 @@ from typing import Any
 from valle.models.audio_lm import AudioLM, AudioLMConfig, TrainStage
 from valle.models.engine import Engine
 from valle.models.options import GenerationOptions
+from valle.modules.embedding import POSITIONS
 from valle.utils.cli import str2bool
 
 __all__ = [
@@ -68,6 +69,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=25,
         help="with --infill-prob: what the AR half reads of what follows a gap",
     )
+    group.add_argument(
+        "--positions",
+        default="rotary",
+        choices=list(POSITIONS),
+        help="rotary turns queries and keys; sine, as in VALL-E, is added to embeddings",
+    )
     group.add_argument("--dropout", type=float, default=0.1, help="of embeddings and residuals")
 
 
@@ -84,5 +91,6 @@ def get_model(params: Any) -> AudioLM:
         prepend_bos=params.prepend_bos,
         num_audio_tokens=params.num_audio_tokens,
         dropout=params.dropout,
+        positions=params.positions,
         ahead_frames=params.ahead_frames if params.infill_prob > 0 else 0,
     )

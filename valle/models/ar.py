@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from valle.models.condition import Ahead
-from valle.modules.attention import AttentionSpan
+from valle.modules.attention import AttentionSpan, Rotation
 from valle.modules.dropout import Dropout
-from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
+from valle.modules.embedding import CodeEmbedding, PreNet, init_head, make_positions, place
 from valle.modules.fused_step import FusedStep
 from valle.modules.masks import FrameRange, close_gap
 from valle.modules.transformer import Decoder, KVCache
@@ -70,13 +70,14 @@ class ARDecoder(nn.Module):
         prepend_bos: bool = False,
         dropout: float = 0.1,
         ahead_frames: int = 0,
+        positions: str = "rotary",
     ):
         super().__init__()
         self.eos_id = codebook_size
         self.embedding = CodeEmbedding(num_quantizers, codebook_size, d_model)
         self.bos = nn.Parameter(torch.randn(d_model)) if prepend_bos else None
         self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
-        self.positions = SinePositions(d_model, learned_scale=True)
+        self.positions = make_positions(positions, d_model, nhead, learned_scale=True)
         self.dropout = Dropout(dropout)
         self.decoder = Decoder(d_model, nhead, num_layers, norm_first, dropout=dropout)
         self.head = nn.Linear(d_model, codebook_size + 1)  # one more for EOS
@@ -107,9 +108,9 @@ class ARDecoder(nn.Module):
           (B, T + 1, V + 1) logits; [:, t] predicts codes[:, t], and the one at a row's own length
           predicts what follows its last frame, which may be EOS.
         """
-        x, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        x, span, before = self._read(condition, condition_lens, codes, code_lens, ahead)
         targets = FrameRange(before - 1, codes.shape[1] + 1)
-        return self.head(self.decoder(x, AttentionSpan(is_causal=True), wanted=targets))
+        return self.head(self.decoder(x, span, wanted=targets))
 
     def forward_whole(
         self,
@@ -125,8 +126,8 @@ class ARDecoder(nn.Module):
           (B, T + 1, V + 1) logits; and (B, S - 1, V + 1), of which [:, s] predicts what stands at
           s + 1 in the condition from all before it.
         """
-        x, before = self._read(condition, condition_lens, codes, code_lens, ahead)
-        hidden = self.decoder(x, AttentionSpan(is_causal=True))
+        x, span, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        hidden = self.decoder(x, span)
         first = before - self.num_bos - condition_lens  # what lies ahead comes before it
         targets = FrameRange(before - 1, codes.shape[1] + 1)
         own = FrameRange(first, max(condition.shape[1] - 1, 0))
@@ -158,20 +159,20 @@ class ARDecoder(nn.Module):
         Returns:
           (B, V + 1) float logits of the next frame, and (B,) how many frames a row has now read.
         """
-        x, before = self._read(condition, condition_lens, codes, code_lens, ahead)
-        lens = before + code_lens
-        x = x[:, : int(lens.max())]
-        span, newest = AttentionSpan(is_causal=True), FrameRange(lens - 1, 1)
-        hidden = self.decoder(x, span, cache=cache, wanted=newest)
+        lens = condition_lens + self.num_bos + code_lens + (0 if ahead is None else ahead.lens)
+        longest = int(lens.max())  # a cache may be no longer than that
+        x, span, _ = self._read(condition, condition_lens, codes, code_lens, ahead, longest)
+        hidden = self.decoder(x, span, cache=cache, wanted=FrameRange(lens - 1, 1))
         return self.head(hidden)[:, 0].float(), lens
 
     def decode_one_frame(self, codes: Tensor, state: ARState) -> Tensor:
         """Read one new code (B,) a row; return the (B, V + 1) float logits of the next."""
-        x = self._at_positions(self._embed(codes[:, None]), state.places[:, None])
+        x, rotation = self._at_positions(self._embed(codes[:, None]), state.places[:, None])
         if state.fused is not None:
-            logits = state.fused(x[:, 0], state.lens, state.cache.data)
+            logits = state.fused(x[:, 0], state.lens, state.cache.data, rotation)
         else:
-            logits = self.head(self.decoder(x, _next_span(state), cache=state.cache))[:, 0].float()
+            span = _next_span(state, rotation)
+            logits = self.head(self.decoder(x, span, cache=state.cache))[:, 0].float()
         state.lens += 1
         if state.longest is not None:
             state.longest += 1
@@ -192,21 +193,29 @@ class ARDecoder(nn.Module):
         codes: Tensor,
         code_lens: Tensor,
         ahead: Ahead | None,
-    ) -> tuple[Tensor, Tensor]:
-        """All that is read, in its order and at its places, (B, L, D).
+        longest: int | None = None,
+    ) -> tuple[Tensor, AttentionSpan, Tensor]:
+        """All that is read, in its order and at its places, (B, L, D), and who sees whom.
 
-        Also (B,) how many frames of it come before the codes.
+        Also (B,) how many frames of it come before the codes. L is at most `longest`.
         """
         x, lens = self._with_bos(condition, condition_lens)
-        x = close_gap(x, lens, self._embed(codes), code_lens)
-        if ahead is None:
-            return self._at_positions(x), lens
+        x, places = close_gap(x, lens, self._embed(codes), code_lens), None
+        if ahead is not None:
+            x, places = self._after(ahead, x, lens + code_lens)
+            lens = ahead.lens + lens
+        x, places = x[:, :longest], None if places is None else places[:, :longest]
+        x, rotation = self._at_positions(x, places)
+        return x, AttentionSpan(is_causal=True, rotation=rotation), lens
+
+    def _after(self, ahead: Ahead, x: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        """What lies ahead, then `x` (B, L, D), and the places of both in time, (B, A + L)."""
         longest = None if ahead.longest is None else ahead.longest + self.num_bos
-        x = close_gap(ahead.vectors, ahead.lens, x, lens + code_lens, longest)
+        x = close_gap(ahead.vectors, ahead.lens, x, lens, longest)
         order = torch.arange(x.shape[1], device=x.device)[None]
         is_ahead = order < ahead.lens[:, None]
         shift = torch.where(is_ahead, (ahead.starts + self.num_bos)[:, None], -ahead.lens[:, None])
-        return self._at_positions(x, order + shift), ahead.lens + lens
+        return x, order + shift
 
     def _with_bos(self, condition: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         if self.bos is None:
@@ -214,18 +223,22 @@ class ARDecoder(nn.Module):
         bos = self.bos.expand(condition.shape[0], 1, -1)
         return close_gap(condition, lens, bos, torch.ones_like(lens)), lens + 1
 
-    def _at_positions(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device)[None]
-        return self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
+    def _at_positions(
+        self, x: Tensor, places: Tensor | None = None
+    ) -> tuple[Tensor, Rotation | None]:
+        x, rotation = place(self.prenet(x), self.positions, places)
+        return self.dropout(x), rotation
 
 
-def _next_span(state: ARState) -> AttentionSpan:
+def _next_span(state: ARState, rotation: Rotation | None) -> AttentionSpan:
     """What the next frame of each row sees: the frames its row has read, and itself."""
     num_cached = state.cache.max_len if state.longest is None else state.longest + 1
     # rows shorter than others must not see what lies behind their own end
     seen = torch.arange(num_cached, device=state.lens.device) <= state.lens[:, None]
     is_full = state.longest is not None and state.lens.shape[0] == 1
     return AttentionSpan(
-        key_mask=None if is_full else seen, positions=state.lens, num_cached=num_cached
+        key_mask=None if is_full else seen,
+        positions=state.lens,
+        num_cached=num_cached,
+        rotation=rotation,
     )

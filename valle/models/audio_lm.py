@@ -7,7 +7,7 @@ B batch, S prompt frames, T target frames, A frames after a gap, Q quantizers, V
 D model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ from valle.models.condition import Ahead
 from valle.models.engine import Engine
 from valle.models.generation import UNKNOWN
 from valle.models.nar import NARDecoder
+from valle.modules.embedding import POSITIONS
 from valle.modules.losses import FrameScores, Summed, frame_scores, masked_cross_entropy
 from valle.modules.masks import length_mask
 from valle.utils.checkpoint import read_checkpoint
@@ -53,6 +54,8 @@ class AudioLMConfig:
       dropout: of embeddings and residuals.
       ahead_frames: what the AR half reads of what follows a gap before it fills it; 0: the model
         only continues.
+      positions: "rotary", turning queries and keys, or "sine", added to embeddings, as in VALL-E
+        and in checkpoints that do not name them.
     """
 
     d_model: int = 1024
@@ -66,6 +69,7 @@ class AudioLMConfig:
     num_audio_tokens: int = 2048
     dropout: float = 0.1
     ahead_frames: int = 0
+    positions: str = "rotary"
 
     def __post_init__(self) -> None:
         for name in ("d_model", "nhead", "num_layers", "nar_scale_factor", "num_audio_tokens"):
@@ -75,6 +79,8 @@ class AudioLMConfig:
             raise ValueError(
                 f"num_quantizers must be at least 2 (one for each half), got {self.num_quantizers}"
             )
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions must be {' or '.join(POSITIONS)}, got {self.positions}")
         if self.ahead_frames < 0:
             raise ValueError(f"ahead_frames must be 0 or more, got {self.ahead_frames}")
         if not 0 <= self.dropout < 1:
@@ -82,6 +88,9 @@ class AudioLMConfig:
         _check_heads("d_model", self.d_model, "nhead", self.nhead)
         scale = f" x nar_scale_factor {self.nar_scale_factor}"
         _check_heads("d_model" + scale, self.nar_d_model, "nhead" + scale, self.nar_nhead)
+        if self.positions == "rotary":
+            _check_turns("d_model", self.d_model, "nhead", self.nhead)
+            _check_turns("d_model" + scale, self.nar_d_model, "nhead" + scale, self.nar_nhead)
         if self.nar_num_layers < 1:
             raise ValueError(f"num_layers{scale} leaves the NAR half no layer")
 
@@ -112,6 +121,14 @@ def _check_heads(width_name: str, width: int, heads_name: str, heads: int) -> No
     if heads < 1 or width % heads or width % 2:
         raise ValueError(
             f"{width_name} must be even and divisible by {heads_name}, got {width} and {heads}"
+        )
+
+
+def _check_turns(width_name: str, width: int, heads_name: str, heads: int) -> None:
+    if width // heads % 2:
+        raise ValueError(
+            f"rotary positions turn pairs: {width_name} / {heads_name} must be even, got "
+            f'{width} / {heads}; take other sizes, or positions "sine"'
         )
 
 
@@ -150,6 +167,7 @@ class AudioLM(nn.Module):
         num_audio_tokens: int = 2048,
         dropout: float = 0.1,
         ahead_frames: int = 0,
+        positions: str = "rotary",
     ):
         super().__init__()
         config = AudioLMConfig(
@@ -164,6 +182,7 @@ class AudioLM(nn.Module):
             num_audio_tokens=num_audio_tokens,
             dropout=dropout,
             ahead_frames=ahead_frames,
+            positions=positions,
         )
         self.config = config
         self.stage_generator = torch.Generator().manual_seed(0)
@@ -179,6 +198,7 @@ class AudioLM(nn.Module):
             prepend_bos=config.prepend_bos,
             dropout=config.dropout,
             ahead_frames=config.ahead_frames,
+            positions=config.positions,
         )
         self.nar = NARDecoder(
             d_model=config.nar_d_model,
@@ -189,6 +209,7 @@ class AudioLM(nn.Module):
             norm_first=config.norm_first,
             add_prenet=config.add_prenet,
             dropout=config.dropout,
+            positions=config.positions,
         )
 
     @classmethod
@@ -214,9 +235,15 @@ class AudioLM(nn.Module):
                 f"{path} holds no averaged weights: only a run with --average-period above 0 keeps "
                 "them; take the weights as they are (averaged=False)"
             )
-        model = cls(**checkpoint["config"])
+        model = cls.from_config(checkpoint["config"])
         model.load_state_dict(checkpoint[section])  # the average is float64, parameters stay theirs
         return model.to(device).eval()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "AudioLM":
+        """A model, with random weights, by the `config` of a checkpoint."""
+        older = {"positions": "sine"}  # what files that do not say so were trained with
+        return cls(**(older | dict(config)))
 
     @property
     def eos_id(self) -> int:
@@ -266,10 +293,12 @@ class AudioLM(nn.Module):
         after_lens: Tensor | None = None,
         longest: int | None = None,
         score_prompts: bool = False,
+        all_stages: bool = False,
     ) -> AudioLMOutput:
         """Loss of continuing prompts by their targets, or of filling gaps with them.
 
-        In training each row's NAR stage is drawn; in eval mode every stage is scored on every row.
+        In training each row's NAR stage is drawn, unless `all_stages`; in eval mode every stage is
+        scored on every row.
 
         Args:
           x: (B, S, Q) prompt codes; `x_lens` (B,) how many frames are real.
@@ -301,7 +330,7 @@ class AudioLM(nn.Module):
             scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends, ahead, score_prompts))
             predictions[0] = scores[-1].predictions
         if stage != TrainStage.AR:
-            scores.append(self._score_nar(x, x_lens, y, y_lens, ahead))
+            scores.append(self._score_nar(x, x_lens, y, y_lens, ahead, all_stages))
             predictions[1] = scores[-1].predictions
         losses = [s.loss.total if reduction == "sum" else s.loss.mean() for s in scores]
         metrics = {name: value for s in scores for name, value in s.metrics.items()}
@@ -366,6 +395,7 @@ class AudioLM(nn.Module):
         y: Tensor,
         y_lens: Tensor,
         ahead: Ahead | None,
+        all_stages: bool,
     ) -> "_HalfScore":
         """Score quantizers 2 to Q: one drawn for each row in training, else all."""
         B, T, Q = y.shape
@@ -373,7 +403,7 @@ class AudioLM(nn.Module):
         ahead = None if ahead is None else self.nar.look_ahead(ahead)
         predictions = torch.full_like(y, UNKNOWN)
         rows = torch.arange(B, device=y.device)
-        if self.training:
+        if self.training and not all_stages:
             passes = [self.nar.draw_stages(B, self.stage_generator)]
         else:
             passes = [torch.full((B,), stage) for stage in self.nar.stages]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from valle.models.condition import Ahead
 from valle.modules.attention import AttentionSpan
 from valle.modules.dropout import Dropout
-from valle.modules.embedding import CodeEmbedding, PreNet, SinePositions, init_head
+from valle.modules.embedding import CodeEmbedding, PreNet, init_head, make_positions, place
 from valle.modules.masks import FrameRange, close_gap, length_mask
 from valle.modules.transformer import Decoder
 
@@ -33,13 +33,14 @@ class NARDecoder(nn.Module):
         norm_first: bool = True,
         add_prenet: bool = False,
         dropout: float = 0.1,
+        positions: str = "rotary",
     ):
         super().__init__()
         num_stages = num_quantizers - 1
         self.stages = range(1, num_quantizers)
         self.embedding = CodeEmbedding(num_quantizers, codebook_size, d_model)
         self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
-        self.positions = SinePositions(d_model, learned_scale=False)
+        self.positions = make_positions(positions, d_model, nhead, learned_scale=False)
         self.dropout = Dropout(dropout)
         self.stage_embedding = nn.Embedding(num_stages, d_model)
         self.decoder = Decoder(
@@ -91,12 +92,12 @@ class NARDecoder(nn.Module):
         if ahead is not None:
             x = close_gap(x, lens, ahead.vectors, ahead.lens, ahead.longest)
             lens = lens + ahead.lens
-        positions = torch.arange(x.shape[1], device=x.device)[None]
-        x = self.dropout(self.prenet(x) + self.positions(positions).to(x.dtype))
-        span = AttentionSpan(key_mask=_padding_mask(lens, x.shape[1]))
+        x, rotation = place(self.prenet(x), self.positions)
+        span = AttentionSpan(key_mask=_padding_mask(lens, x.shape[1]), rotation=rotation)
         condition = self.stage_embedding(stages_here - 1)
         targets = FrameRange(condition_lens, codes.shape[1])
-        return self._apply_heads(self.decoder(x, span, condition, wanted=targets), stages)
+        hidden = self.decoder(self.dropout(x), span, condition, wanted=targets)
+        return self._apply_heads(hidden, stages)
 
     def _apply_heads(self, hidden: Tensor, stages: Tensor) -> Tensor:
         """(B, T, D) to (B, T, V), each row through the head of its stage.

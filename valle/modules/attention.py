@@ -11,7 +11,7 @@ B batch, L frames, H heads, K width of a head, N = B x H.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,26 @@ from torch import Tensor
 
 _BLOCK_FRAMES = 128  # of queries; their scores then fit into a processor's cache
 _KEPT_BYTES = 16 * 2**20  # of weights in a layer; more are computed again
+
+
+class Rotation(NamedTuple):
+    """Where frames stand in time, as angles by which queries and keys are turned.
+
+    The product of a query and a key then depends on how far apart they are (RoFormer, arXiv
+    2104.09864). Component i of a head turns with component i + K / 2.
+
+    Attributes:
+      cosines: (1 or B, L, K / 2), and `sines`.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+
+    def turn(self, x: Tensor) -> Tensor:
+        """(B, H, L, K) queries or keys."""
+        cosines, sines = (t[:, None].to(x.dtype) for t in self)
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cosines - right * sines, left * sines + right * cosines], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -32,12 +52,14 @@ class AttentionSpan:
       positions: (B,) where in the cache the one new frame of each row goes. None: the frames at
         hand are the first, and see each other alone.
       num_cached: with positions, how many frames of the cache are read.
+      rotation: of the frames at hand; None where their vectors tell their places.
     """
 
     is_causal: bool = False
     key_mask: Tensor | None = None
     positions: Tensor | None = None
     num_cached: int = 0
+    rotation: Rotation | None = None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:

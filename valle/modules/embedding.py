@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from valle.modules.attention import Rotation
 from valle.modules.dropout import Dropout
 
 
@@ -94,6 +95,51 @@ class SinePositions(nn.Module):
         angles = positions[..., None] * rates
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return waves if self.scale is None else waves * self.scale
+
+
+class RotaryPositions(nn.Module):
+    """Positions as rotations of queries and keys (RoFormer, arXiv 2104.09864); no parameters.
+
+    Args:
+      head_dim: K, width of an attention head; even.
+    """
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+
+    def forward(self, positions: Tensor) -> Rotation:
+        """(1 or B, L) places of frames to the rotation of as many, float32."""
+        # not a buffer, for the reason given above
+        exponents = torch.arange(0, self.head_dim, 2, device=positions.device)
+        rates = torch.exp(exponents * (-math.log(10000.0) / self.head_dim))
+        angles = positions[..., None] * rates
+        return Rotation(angles.cos(), angles.sin())
+
+
+POSITIONS = ("rotary", "sine")
+
+
+def make_positions(kind: str, d_model: int, nhead: int, learned_scale: bool) -> nn.Module:
+    """Positions of a kind in `POSITIONS`; `learned_scale` is for "sine"."""
+    if kind == "rotary":
+        return RotaryPositions(d_model // nhead)
+    return SinePositions(d_model, learned_scale)
+
+
+def place(
+    x: Tensor, positions: nn.Module, places: Tensor | None = None
+) -> tuple[Tensor, Rotation | None]:
+    """Tell vectors (B, L, D) where they stand, or how queries and keys made of them are to turn.
+
+    Args:
+      positions: of `make_positions`.
+      places: (1 or B, L) in time; None: from 0 on.
+    """
+    if places is None:
+        places = torch.arange(x.shape[1], device=x.device)[None]
+    found = positions(places)
+    return (x, found) if isinstance(found, Rotation) else (x + found.to(x.dtype), None)
 
 
 class PreNet(nn.Sequential):

@@ -70,7 +70,8 @@ class Frame(ctypes.Structure):
         ("layers", ctypes.POINTER(Layer)),
         ("before_head", Norm),
         ("head", Linear),
-        *((name, ctypes.c_void_p) for name in ("x", "positions", "cache", "logits")),
+        *((name, ctypes.c_void_p) for name in ("x", "positions", "cosines", "sines")),
+        *((name, ctypes.c_void_p) for name in ("cache", "logits")),
     )
 
 

@@ -61,6 +61,7 @@ struct Frame {
     Linear head;
     const float* x;            // (B, D)
     const int64_t* positions;  // (B)
+    const float *cosines, *sines;  // (B, K / 2) by which queries and keys are turned, or null
     void* cache;               // (num_layers, 2, B, H, max_len, K)
     float* logits;             // (B, V)
 };
@@ -294,6 +295,17 @@ struct Activations {  // of one frame, shared by the threads
 
 // ---- Attention ----
 
+// Component i of a head turned together with the one half a head away; see Rotation in attention.py.
+struct Rotation {
+    const float *cosines, *sines;
+    int64_t half;
+    float turned(const float* head, int64_t i) const {
+        if (!cosines) return head[i];
+        if (i < half) return head[i] * cosines[i] - head[i + half] * sines[i];
+        return head[i - half] * sines[i - half] + head[i] * cosines[i - half];
+    }
+};
+
 struct Attention {  // a thread's own: one head of one row at a time
     Buffer query, scores, mix;
     Attention(int64_t K, int64_t longest) : query(1, K), scores(1, longest), mix(1, K) {}
@@ -355,9 +367,11 @@ void attention(const Frame& f, int64_t layer, Activations& shared, Attention& ow
         T* keys = cache + task * f.max_len * K;
         T* values = keys + plane;
         const float* q = shared.qkv.rows[b] + head * K;
+        Rotation rotation{f.cosines, f.sines, K / 2};
+        if (f.cosines) rotation = {f.cosines + b * (K / 2), f.sines + b * (K / 2), K / 2};
         for (int64_t i = 0; i < K; i++) {
-            own.query.rows[0][i] = q[i] / std::sqrt(float(K));
-            store(keys + position * K + i, q[f.D + i]);
+            own.query.rows[0][i] = rotation.turned(q, i) / std::sqrt(float(K));
+            store(keys + position * K + i, rotation.turned(q + f.D, i));
             store(values + position * K + i, q[2 * f.D + i]);
         }
         own.attend(keys, values, position + 1, K, shared.heads.rows[b] + head * K);

@@ -14,6 +14,7 @@ import os
 import torch
 from torch import Tensor, nn
 
+from valle.modules.attention import Rotation
 from valle.modules.fused_build import Frame, Layer, Linear, Norm, compiled_library
 from valle.modules.quantization import QuantizedLinear
 from valle.modules.transformer import AdaptiveLayerNorm, Decoder, DecoderLayer
@@ -71,7 +72,9 @@ class FusedStep:
         )
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, positions: Tensor, cache: Tensor, rotation: Rotation | None = None
+    ) -> Tensor:
         """Read one frame a row, write its keys and values, return its logits.
 
         Args:
@@ -80,6 +83,7 @@ class FusedStep:
             and itself.
           cache: (num_layers, 2, B, H, max_len, K), keys and values, float32 or bfloat16,
             contiguous; written in place.
+          rotation: of the frame of each row, (B, 1, K / 2); None where x tells their places.
 
         Returns:
           (B, V) float32 logits.
@@ -96,9 +100,20 @@ class FusedStep:
         frame.cache_is_bfloat16 = cache.dtype == torch.bfloat16
         frame.x, frame.positions = x.data_ptr(), positions.data_ptr()
         frame.cache, frame.logits = cache.data_ptr(), logits.data_ptr()
+        angles = [] if rotation is None else [self._angles(part, len(x)) for part in rotation]
+        if angles:
+            frame.cosines, frame.sines = (part.data_ptr() for part in angles)
         if self._function(ctypes.byref(frame)) != 0:
             raise MemoryError(f"not enough memory for a frame of {len(x)} rows: take fewer at once")
         return logits
+
+    def _angles(self, part: Tensor, num_rows: int) -> Tensor:
+        half = self._D // self._H // 2
+        if part.shape != (num_rows, 1, half) or not part.is_cpu:
+            raise ValueError(
+                f"rotation is {_words(part)}; expected ({num_rows}, 1, {half}) on the CPU"
+            )
+        return part.float().contiguous()
 
     def _check(self, x: Tensor, positions: Tensor, cache: Tensor) -> None:
         B, D, H = len(x), self._D, self._H

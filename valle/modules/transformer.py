@@ -55,11 +55,14 @@ class SelfAttention(nn.Module):
         B, L, D = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.nhead, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, L, K)
+        if span.rotation is not None:
+            q, k = span.rotation.turn(q), span.rotation.turn(k)
         if cache is not None and span.positions is None:
-            cache[:, :, :, :L] = qkv[:, :, 1:].permute(2, 0, 3, 1, 4)
+            cache[0, :, :, :L], cache[1, :, :, :L] = k, v
         elif cache is not None and span.positions is not None:
             rows = torch.arange(B, device=x.device)
-            cache[:, rows, :, span.positions] = qkv[:, 0, 1:]  # indexed as (B, 2, H, K)
+            cache[0, rows, :, span.positions] = k[:, :, 0]
+            cache[1, rows, :, span.positions] = v[:, :, 0]
             k, v = cache[:, :, :, : span.num_cached]
         heads = attend(q, k, v, span)
         return self.out(heads.transpose(1, 2).reshape(B, L, D))

@@ -78,7 +78,7 @@ def average_files(args: argparse.Namespace) -> Path:
         weights = average_checkpoints_with_averaged_model(*files)
     else:
         weights = average_checkpoints(files)
-    model = AudioLM(**params["config"])
+    model = AudioLM.from_config(params["config"])
     load_weights(model, weights, "the average")
     names = [file.name for file in files]
     made_of = {"averaged_from": names, "use_averaged_model": args.use_averaged_model}

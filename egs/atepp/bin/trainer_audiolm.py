@@ -82,8 +82,14 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--score-prompts",
         type=str2bool,
-        default=True,
+        default=False,
         help="the AR half learns to predict the prompts' frames, too; validation is of targets",
+    )
+    add(
+        "--all-nar-stages",
+        type=str2bool,
+        default=False,
+        help="the NAR half learns all quantizers of each cut in a step, not one that is drawn",
     )
     add("--filter-min-duration", type=float, default=0.0, help="shorter cuts are left out (s)")
     add("--filter-max-duration", type=float, default=20.0, help="longer cuts are left out (s)")

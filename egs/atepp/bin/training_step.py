@@ -74,6 +74,7 @@ def compute_loss(run: Run, batch: Prepared) -> tuple[AudioLMOutput, MetricsTrack
             train_stage=int(run.stage),
             longest=batch.longest,
             score_prompts=run.params.score_prompts and run.model.training,
+            all_stages=run.params.all_nar_stages,
         )
     metrics = {
         "frames": batch.num_frames,
