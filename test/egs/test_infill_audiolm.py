@@ -129,6 +129,12 @@ def test_splicing_fades_within_a_frame_outside_the_gap():
         (["--audio-files", "a.wav", "--gap", "0.3:1.5"], "a gap of 60 frames leaves nothing else"),
         (["--audio-files", "no.wav", "--gap", "0.3:0.5"], "no sound file at no.wav"),
         (["--audio-files", "a.wav", "--gap", "0.3:0.5", "--num-samples", 0], "--num-samples must"),
+        (["--audio-files", "a.wav", "--gap", "0.3:0.5", "--window", -1], "--window must be 0 s"),
+        (["--audio-files", "a.wav", "--gap", "0.3:0.5", "--window", "inf"], "--window must be 0 s"),
+        (
+            ["--before", "a.wav", "--after", "b.flac", "--gap-duration", "nan"],
+            "--gap-duration must be above 0 s and finite, got nan",
+        ),
         (["--audio-files", "a.wav", "--gap", "0.3:0.5", "--top-p", 2], "top_p"),
     ],
 )

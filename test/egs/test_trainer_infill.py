@@ -26,7 +26,9 @@ def unbroken(token_dir, tmp_path_factory) -> Path:
 def test_the_model_can_fill_gaps(unbroken):
     model = AudioLM.from_checkpoint(unbroken / "epoch-2.pt")
     assert model.config.infills
-    assert model.ar.ahead_mark.any()  # it has learned
+    before = read_checkpoint(unbroken / "checkpoint-1.pt")["model"]["ar.ahead_mark"]
+    moved = (model.ar.ahead_mark - before).norm() / before.norm()
+    assert moved > 0.01  # by ScaledAdam, which moves a tensor in proportion to its size
     sides = torch.randint(16, (2, 5, 3))
     assert model.infill(sides, None, sides, None, 4).shape == (2, 14, 3)
 
@@ -89,7 +91,14 @@ def test_ranks_exchange_gradients_where_one_of_them_has_no_gap(token_dir, tmp_pa
     """Few gaps: some batches of a rank hold none, and DDP would wait for the gradient of a mark."""
     flags = ("--num-epochs", 2, *GAPS, "--infill-prob", 0.3, "--max-duration", 3)
     train_on_ranks(token_dir, tmp_path, 2, *flags)
-    assert AudioLM.from_checkpoint(tmp_path / "epoch-2.pt").ar.ahead_mark.any()
+    first, last = (read_checkpoint(tmp_path / f"epoch-{i}.pt")["model"] for i in (1, 2))
+    assert not torch.equal(first["ar.ahead_mark"], last["ar.ahead_mark"])
+
+
+def test_gaps_of_which_nothing_after_is_read_are_refused(token_dir, tmp_path):
+    printed = train(token_dir, tmp_path / "exp", *GAPS, "--ahead-frames", 0, fails=True)
+    assert "--ahead-frames 0 lets nothing be read of what follows a gap" in printed
+    assert not (tmp_path / "exp").exists()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

@@ -139,6 +139,33 @@ def test_nothing_after_is_a_continuation(batch, options):
     torch.testing.assert_close(given.loss, expected)
 
 
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_frame_has_a_place_of_its_own(gaps, options):
+    """In time: before, BOS if there is one, gap, after."""
+    model = infill_model(**options)
+    seen, positions = [], model.ar.positions.forward
+    model.ar.positions.forward = lambda places: seen.append(places) or positions(places)
+    for b, ahead in ((0, 6), (1, 4)):
+        model(**gaps.row(b)._asdict(), train_stage=1)
+        places = seen.pop()[0].tolist()
+        num = len(places)
+        assert sorted(places) == list(range(num))
+        assert places[:ahead] == list(range(num - ahead, num))
+        assert num == int(gaps.x_lens[b] + gaps.y_lens[b]) + ahead + model.ar.num_bos
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_a_gap_at_the_end_of_the_longest_row_keeps_its_eos(gaps, options):
+    """A continuation in a batch with gaps; nothing is cut off its end."""
+    model, ends = infill_model(**options), torch.tensor([False, False, True])
+    longest = gaps._replace(y_lens=torch.tensor([4, 2, 11]))
+    together = model(**longest._asdict(), y_ends=ends, train_stage=1)
+    alone = [
+        model(**longest.row(b)._asdict(), y_ends=ends[b : b + 1], train_stage=1) for b in range(3)
+    ]
+    torch.testing.assert_close(together.loss, sum(one.loss for one in alone))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("options", VARIANTS)
 def test_batch_of_gaps_and_continuations_equals_one_by_one(gaps, stage, options):

@@ -82,7 +82,8 @@ class ARDecoder(nn.Module):
         self.decoder = Decoder(d_model, nhead, num_layers, norm_first, dropout=dropout)
         self.head = nn.Linear(d_model, codebook_size + 1)  # one more for EOS
         self.ahead_frames = ahead_frames
-        self.ahead_mark = nn.Parameter(torch.zeros(d_model)) if ahead_frames else None
+        # small, not zero: ScaledAdam moves a tensor in proportion to its size
+        self.ahead_mark = nn.Parameter(0.1 * torch.randn(d_model)) if ahead_frames else None
 
     def init_embeddings(self, codebooks: Tensor) -> None:
         """Start from (Q, V, D_codec) codebook vectors; the row of EOS keeps its random start."""

@@ -309,7 +309,8 @@ class AudioLM(nn.Module):
             target there and nowhere else; None means nowhere.
           after: (B, A, Q) codes that follow the targets, which then are gaps between `x` and these,
             for a model that fills gaps; `after_lens` (B,), 0 where a row is a continuation.
-          longest: no row has more frames, `x`, `y` and `after` together; saves padding on a GPU.
+          longest: no row has more frames, `x`, `y` and `after` together; saves padding on a GPU,
+            and is found out on a CPU.
           score_prompts: the AR half learns to predict the prompts' frames as well. A row's loss is
             then the mean over these and its targets, times the number of targets; metrics are of
             the targets alone.
@@ -352,7 +353,7 @@ class AudioLM(nn.Module):
         # where nothing follows its mark takes part all the same: ranks exchange its gradient, zero
         after = x[:, :0] if after is None else after
         after, after_lens = check_codes("after", after, after_lens, self.config, min_len=0)
-        if longest is None and after.device.type == "cpu":
+        if after.device.type == "cpu":  # where looking at lengths costs no wait
             longest = int((x_lens + y_lens + after_lens).max())
         return Ahead(after, after_lens, x_lens + y_lens, longest)
 

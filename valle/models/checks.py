@@ -104,7 +104,8 @@ def check_gaps(
     gaps = torch.as_tensor(gap_lens, device=before.device)
     if gaps.dim() == 0:
         gaps = gaps.expand(len(before))
-    if gaps.shape != (len(before),) or gaps.is_floating_point() or int(gaps.min()) < 1:
+    is_count = not gaps.is_floating_point() and gaps.dtype != torch.bool
+    if gaps.shape != (len(before),) or not is_count or int(gaps.min()) < 1:
         raise ValueError(
             f"gap_lens must be a number of frames from 1, or ({len(before)},) of them, "
             f"got {gap_lens}"

@@ -74,7 +74,7 @@ def fill_gaps(
     """
     each = [gap for gap in gaps for _ in range(options.num_samples)]
     num_quantizers, device = gaps[0].before.shape[1], gaps[0].before.device
-    most_known = max(len(gap.before) + len(gap.after) for gap in gaps)
+    most_known = max(len(gap.before) + min(len(gap.after), ar.ahead_frames) for gap in gaps)
     rows = ARRows(
         ar,
         _condition(ar, gaps),

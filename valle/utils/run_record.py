@@ -77,7 +77,7 @@ def shareable(record: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: A value has no form in JSON.
     """
     plain = json.loads(str(AttributeDict(record)))  # paths as text, tuples as lists
-    plain = _map_values(plain, _anonymous())
+    plain = _map_values(plain, anonymous())
     plain["command"] = " ".join(map(_quoted, plain["command"]))
     return plain
 
@@ -115,7 +115,7 @@ def _map_values(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-def _anonymous() -> Callable[[str], str]:
+def anonymous() -> Callable[[str], str]:
     """A function that takes home folder, user, host and addresses out of a text."""
     replacements = [(re.compile(rf"(?<![\w.-]){re.escape(home)}(?=/|$)"), "~") for home in _homes()]
     for names, sign in ((_hosts(), "<host>"), (_users(), "<user>")):

@@ -32,6 +32,7 @@ from torch import Tensor
 from valle.data import Codec, collate_codes
 from valle.data.audio import read_mono, resample
 from valle.models import AudioLM, Engine
+from valle.models.checks import check_infills
 from valle.models.engine import DTYPES, infill_options
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.cli import str2bool
@@ -118,6 +119,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if bool(args.before) != (args.gap_duration is not None):
         raise ValueError("--before and --after need --gap-duration SECONDS, and it needs them")
+    if args.gap_duration is not None and not 0 < args.gap_duration < math.inf:
+        raise ValueError(f"--gap-duration must be above 0 s and finite, got {args.gap_duration:g}")
+    if args.window is not None and not 0 <= args.window < math.inf:
+        raise ValueError(f"--window must be 0 s (everything) or more, got {args.window:g}")
     for name in ("batch_size", "num_samples"):
         if getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
@@ -162,6 +167,10 @@ def read_sound(path: Path, codec: Codec) -> Tensor:
 
 
 def encode_sides(before: Tensor, num_frames: int, after: Tensor, codec: Codec) -> GapIn:
+    """Codes of both sides, each by itself.
+
+    What comes before the gap is cut to whole frames: less than one is lost at its beginning.
+    """
     if num_frames < 1:
         raise ValueError(
             f"a gap must hold a frame of {1 / codec.frame_rate:.3g} s at least: give a longer one"
@@ -178,6 +187,7 @@ def fill_files(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
     model = AudioLM.from_checkpoint(args.checkpoint, device, args.averaged)
+    check_infills(model.config)
     codec = load_codec(args.codec, checkpoint, args.checkpoint, device, model.config.num_quantizers)
     gaps = read_gaps(args, codec)
     options = sampling_options(args)

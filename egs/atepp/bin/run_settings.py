@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from valle.utils.run_record import anonymous
+
 # They count, tell where things lie or on what they ran; a record and a checkpoint hold them too.
 NO_SETTINGS = frozenset(
     {
@@ -35,9 +37,14 @@ def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """The settings among the parameters of a run, of its record or of its checkpoint.
 
     Returns:
-      Name, as on the command line without the first dashes -> number, text, truth value or None.
+      Name, as on the command line without the first dashes -> number, text that names no home
+      folder, truth value or None.
     """
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in params.items()}
+    hide = anonymous()  # as in the record: tensorboard's files are passed on, too
+    plain = {
+        name: hide(str(value)) if isinstance(value, (str, Path)) else value
+        for name, value in params.items()
+    }
     return {
         name.replace("_", "-"): value
         for name, value in sorted(plain.items())

@@ -375,7 +375,7 @@ def finish_epoch(run: Run) -> None:
     if not save(run, f"epoch-{params.cur_epoch}.pt", copies):
         params.best_train_loss, params.best_train_epoch = before
     due = params.sample_epochs and params.cur_epoch % params.sample_epochs == 0
-    if run.writer is not None and run.codec is not None and due and params.num_samples:
+    if run.writer is not None and run.codec is not None and due and run.draws_samples:
         run.begins("writing audio samples")
         write_samples(run)
 
@@ -408,6 +408,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not 0 <= args.infill_prob <= 1:
         raise ValueError(
             f"--infill-prob {args.infill_prob} is a share of the cuts: expected 0 to 1, say 0.3"
+        )
+    if args.infill_prob > 0 and args.ahead_frames < 1:
+        raise ValueError(
+            f"--ahead-frames {args.ahead_frames} lets nothing be read of what follows a gap: with "
+            "--infill-prob above 0 it must be 1 or more, say 25"
         )
     names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
 

@@ -30,7 +30,7 @@ from valle.utils.events import EventWriter
 from valle.utils.files import remove_leftovers, written_whole
 from valle.utils.late import LateReader
 from valle.utils.metrics import MetricsTracker
-from valle.utils.plot import import_pyplot
+from valle.utils.plot import can_draw
 from valle.utils.rng import seed_all
 from valle.utils.run_record import write_run_record
 from valle.utils.sharding import shard
@@ -71,6 +71,7 @@ class Run:
       exchanges_by_hand: gradients are exchanged after the backward pass, not by DDP during it.
       meter: measures continuations at each validation; on rank 0, where there is a codec.
       num_unmeasured: how often that failed.
+      draws_samples: after epochs, sounds with their spectrograms are written.
       gap_generator: draws which cuts of a batch have gaps, and where.
       outcomes: skipped or not, of each step; of the steps not yet reviewed also the batches.
       whole: metrics of the epoch so far; `tot` those that forget.
@@ -103,6 +104,7 @@ class Run:
     must_stop: bool = False
     meter: ContinuationMeter | None = None
     num_unmeasured: int = 0
+    draws_samples: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -182,6 +184,8 @@ def build_run(
         watchdog=watchdog,
     )
     run.meter = open_meter(run)
+    wanted = run.codec is not None and wants_samples(params)
+    run.draws_samples = wanted and can_draw("tensorboard's audio samples")
     seed_ranks(run, rank)
     write_model_text(run)
     return run, start
@@ -298,8 +302,7 @@ def open_writer(params: AttributeDict, stage: TrainStage) -> EventWriter:
 def open_codec(params: AttributeDict) -> Codec | None:
     """The codec to hear and measure by; a run does not need it, so it may be missing."""
     name = params.sample_codec or (params.codec or {}).get("name")
-    samples = params.sample_epochs and params.num_samples > 0
-    if not samples and params.measured_cuts < 1:
+    if not wants_samples(params) and params.measured_cuts < 1:
         return None
     if params.fsdp:
         logging.info(
@@ -310,13 +313,14 @@ def open_codec(params: AttributeDict) -> Codec | None:
     try:
         if name is None:
             raise ValueError("the manifest names no codec; give --sample-codec")
-        codec = load_codec(params, name, "--sample-codec")
-        if samples:
-            import_pyplot()
+        return load_codec(params, name, "--sample-codec")
     except (ValueError, OSError, ImportError) as error:
-        logging.warning(f"No audio samples in tensorboard: {error} (so no measures of them either)")
+        logging.warning(f"No audio samples in tensorboard, and no measures of them: {error}")
         return None
-    return codec
+
+
+def wants_samples(params: AttributeDict) -> bool:
+    return params.sample_epochs > 0 and params.num_samples > 0
 
 
 def open_meter(run: Run) -> ContinuationMeter | None:

@@ -11,6 +11,7 @@ from training_run import Batch, Run
 from training_saving import save
 from training_step import compute_loss, is_out_of_memory, memory_mib, prepare, prepare_gaps
 
+from valle.evaluation.passages import FAST
 from valle.utils.checkpoint import first_line
 from valle.utils.dist import gather_objects
 from valle.utils.metrics import MetricsTracker
@@ -70,7 +71,8 @@ def write_figures(run: Run, figures: dict[str, float], is_best: bool) -> None:
     if "bits_a_second" in figures:
         run.writer.add_scalar("train/valid_bits_a_second", figures["bits_a_second"], step)
     figures = {**figures, **measure_continuations(run), "step": step}
-    run.writer.add_hparams(settings_of(run.params), [BEST + name for name in figures])
+    listed = dict.fromkeys([*figures, *(FAST if run.meter is not None else ())])
+    run.writer.add_hparams(settings_of(run.params), [BEST + name for name in listed])
     for name, value in figures.items() if is_best else ():
         run.writer.add_scalar(BEST + name, value, step)
     run.writer.flush()  # a run that is killed has them too
