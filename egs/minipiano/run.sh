@@ -53,10 +53,10 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   log "Stage 2: train both halves"
   # too few passes to overfit; with dropout it takes nine for the same loss
   python egs/atepp/bin/trainer_audiolm.py --manifest-dir "$tokens" --exp-dir "$exp_dir" \
-    --decoder-dim 192 --nhead 4 --num-decoder-layers 2 ${init[@]+"${init[@]}"} \
-    --train-stage 0 --prompt-ratio 0.2 --num-epochs "$num_epochs" --dropout 0 --max-duration 20 \
-    --filter-max-duration "$window" --infill-prob "$infill_prob" --optimizer-name AdamW \
-    --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
+    --decoder-dim 192 --nhead 4 --num-decoder-layers 2 --scale-factor 0.5 --all-nar-stages true \
+    ${init[@]+"${init[@]}"} --train-stage 0 --prompt-ratio 0.2 --infill-prob "$infill_prob" \
+    --num-epochs "$num_epochs" --dropout 0 --max-duration 20 --filter-max-duration "$window" \
+    --optimizer-name AdamW --base-lr 0.002 --warmup-steps 50 --dtype "$dtype" \
     --num-workers 1 --log-interval 50 --sample-epochs 5
 fi
 
