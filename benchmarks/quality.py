@@ -11,8 +11,8 @@ All learn from the same batches in the same order. AudioLM takes `--epochs` pass
 as many steps as need the same floating-point operations, counted by formula. MusicGen's decoder has
 the width and depth whose parameters, tables and heads left out, come nearest to AudioLM's. Then all
 target frames of the held-out cuts are scored, every quantizer of each once, with the same prompts
-before them. Learning rates are tried first for each contender (`--sweep`), on the validation cuts;
-variants take AudioLM's.
+before them. Learning rates are tried first for each contender (`--sweep`), on the validation cuts,
+which are those that are scored in the end unless `--split test`; variants take AudioLM's.
 
 Everything lands in `--output-file`, after each contender; one that is there already with the same
 settings is not trained again. Tables come as Markdown.
@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("who takes part").add_argument
-    add("--contenders", nargs="*", choices=[AUDIOLM, *MUSICGEN_KINDS], default=[AUDIOLM, MUSICGEN])
+    everyone = [AUDIOLM, *MUSICGEN_KINDS]
+    both = [AUDIOLM, MUSICGEN, f"{MUSICGEN}-codec"]  # both start from the codebooks, or neither
+    add("--contenders", nargs="*", choices=everyone, default=both)
     add("--variant", nargs="+", choices=list(VARIANTS), default=[], help="AudioLM with a change")
     add("--d-model", type=positive, default=192)
     add("--num-layers", type=positive, default=2, help="of each half")
@@ -206,6 +209,9 @@ class Benchmark:
             ]
             trials |= dict(zip(keys, found, strict=True))
             best[name] = min(zip(found, setups, strict=True), key=lambda p: p[0].total_nats)[1]
+            chosen = best[name].base_lr[kind]
+            if chosen == max(setup.base_lr[kind] for setup in setups):
+                logging.warning(f"{name}: {chosen:g} is the highest rate tried, and the best")
         if trials:
             show("Learning rates", sweep_table(trials))
         of_variants = best.get(AUDIOLM, self.setup)
@@ -217,10 +223,11 @@ class Benchmark:
         """A row, of the file if it has it, else of the contender trained and scored now."""
         batch = next(self.tokens.training_batches(prompt_ratio_of(name, setup)))
         learner = make_learner(name, setup, self.shape, batch)
-        settings = self.settings(learner, num_epochs, is_trial)
+        plan = self.plan(learner, prompt_ratio_of(name, setup), num_epochs)
+        settings = self.settings(learner, num_epochs, plan.num_steps, is_trial)
         row = self.results.known(key, settings)
         if row is None:
-            row = self.trained(name, learner, settings, num_epochs)
+            row = self.trained(name, learner, settings, plan)
             self.score(row, learner, "validation" if is_trial else self.args.split)
             if not is_trial:
                 self.save_weights(learner, name, settings)
@@ -229,14 +236,14 @@ class Benchmark:
             logging.info(f"{key}: is in {self.results.path}")
         listening = None if is_trial else self.listening
         if listening is not None and row.heard != plain(listening.settings()):
-            self.listen(listening, row, learner, num_epochs)
+            self.listen(listening, row, learner, plan)
             self.keep(key, row)
         return row
 
     def keep(self, key: str, row: Row) -> None:
         self.results.keep(key, row, facts=self.facts, arguments=vars(self.args))
 
-    def listen(self, listening: Listening, row: Row, learner: Learner, num_epochs: int) -> None:
+    def listen(self, listening: Listening, row: Row, learner: Learner, plan: Plan) -> None:
         """Let a row know how its continuations measure, unless learning broke off.
 
         A contender that was trained by an earlier run is trained again if it left no weights.
@@ -244,16 +251,13 @@ class Benchmark:
         if math.isinf(row.total_nats):
             return
         if not learner.has_learned and not self.restore(learner, row.name, row.settings):
-            self.trained(row.name, learner, row.settings, num_epochs)
+            self.trained(row.name, learner, row.settings, plan)
         row.sounds = listening.measure(learner, self.codec)
         row.heard = plain(listening.settings())
 
-    def trained(
-        self, name: str, learner: Learner, settings: dict[str, Any], num_epochs: int
-    ) -> Row:
+    def trained(self, name: str, learner: Learner, settings: dict[str, Any], plan: Plan) -> Row:
         """Let a contender learn until the budget is used up; a row without scores."""
         ratio = prompt_ratio_of(name, learner.setup)
-        plan = self.plan(learner, ratio, num_epochs)
         learner.begin(plan.num_steps)
         logging.info(f"{name}: {plan.num_steps} steps, {plan.flops / 1e12:.3f} TFLOP")
         synchronise(learner.setup.device)
@@ -299,7 +303,9 @@ class Benchmark:
         row.score(meter.overall(), meter.by_position())
         logging.info(f"{row.name}: {row.total_nats:.3f} nats a frame, {row.seconds:.0f} s")
 
-    def settings(self, learner: Learner, num_epochs: int, is_trial: bool) -> dict[str, Any]:
+    def settings(
+        self, learner: Learner, num_epochs: int, num_steps: int, is_trial: bool
+    ) -> dict[str, Any]:
         """All that a row depends on."""
         args, setup = self.args, learner.setup
         return {
@@ -317,8 +323,13 @@ class Benchmark:
             "limit_cuts": args.limit_cuts,
             "first_batches": self.digest,
             "codec": self.tokens.codec.fingerprint,
-            "split": "validation" if is_trial else args.split,
+            "num_steps": num_steps,
+            "held_out": self.digest_of_held_out("validation" if is_trial else args.split),
         }
+
+    @cache  # noqa: B019 (a run is one object, and lasts as long as the program)
+    def digest_of_held_out(self, split: str) -> str:
+        return digest_of(self.tokens.held_out(split, self.args.prompt_ratio))
 
     def save_weights(self, learner: Learner, name: str, settings: dict[str, Any]) -> None:
         """As a checkpoint, if asked for; `AudioLM.from_checkpoint` takes AudioLM's."""

@@ -87,6 +87,8 @@ class Listening:
 def sounds_table(rows: Sequence[Row]) -> str:
     """A line for each measure; a column for each control, and for what each contender made."""
     heard = [row for row in rows if row.sounds is not None]
+    if not heard:
+        return "nobody has learned to the end: there is nothing to hear"
     columns = {}
     for name, measured in (heard[0].sounds or {}).items():
         if name != GENERATED:

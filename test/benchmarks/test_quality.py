@@ -162,6 +162,7 @@ def test_the_budget_is_that_of_the_batches_taken(ready):
 
 def test_rates_are_swept_for_each_and_the_best_is_taken(flags, tmp_path):
     more = ["--sweep", 0.001, 1, "--sweep-epochs", 1, "--epochs", 2, "--variant", "half-lr"]
+    more += ["--contenders", *NAMES[:2]]
     rows, printed = start(flags, tmp_path / "swept.json", *more)
     trials = [name for name in rows if "rate" in name]
     assert trials == [f"{name}, rate {lr}" for name in NAMES[:2] for lr in ("1e-05", "0.01")]
@@ -250,7 +251,7 @@ def test_sounds_of_both_are_measured_without_training_again(run, flags, monkeypa
     file = run[2].with_name("sounds.json")
     file.write_text(run[2].read_text())
     more = ["--sounds", "true", "--num-prompts", 4, "--prompt-seconds", 0.1, "--new-seconds", 1]
-    more += ["--weights-dir", file.parent]
+    more += ["--weights-dir", file.parent, "--contenders", *NAMES[:2]]
     monkeypatch.delattr(quality.Benchmark, "trained")
     rows, printed = start(flags, file, *more)
     assert set(rows["audiolm"]["sounds"]) >= {"true", "generated"}
@@ -301,3 +302,12 @@ def test_tokens_without_a_codec_are_refused(flags, tmp_path, capsys, codec_info)
         write_token_cuts(tmp_path, split, 2, codec_info, record=False)
     message = refused(flags, tmp_path / "x.json", capsys, "--manifest-dir", str(tmp_path))
     assert "do not name their codec" in message
+
+
+def test_other_held_out_cuts_are_another_result(ready, monkeypatch):
+    learner, _ = learner_of(ready, "musicgen")
+    settings = ready.settings(learner, 1, 3, is_trial=False)
+    other = "of other cuts"
+    monkeypatch.setattr(ready, "digest_of_held_out", lambda split: other, raising=False)
+    assert ready.settings(learner, 1, 3, is_trial=False) != settings
+    assert ready.settings(learner, 1, 4, is_trial=False)["num_steps"] == 4
