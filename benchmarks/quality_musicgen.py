@@ -75,6 +75,7 @@ def make_decoder(config: AudioLMConfig, shape: Shape, device: torch.device) -> A
         shape.num_layers,
         num_quantizers=config.num_quantizers,
         num_audio_tokens=config.num_audio_tokens,
+        positions="sine",  # MusicGen's own; rotary ones would not take every width
     )
     musicgen_decoder.cache_clear()  # its weights are those of one contender alone
     model = musicgen_decoder(asked, "float32", device)

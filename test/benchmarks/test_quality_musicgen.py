@@ -168,3 +168,8 @@ def test_tables_and_heads_start_from_the_codebooks():
             assert not torch.equal(weight[4], weight[8])
     torch.testing.assert_close(model.lm_heads[1].weight.std(), scale)
     assert torch.equal(model.model.decoder.embed_tokens[1].weight[20], special)
+
+
+def test_a_width_that_makes_odd_heads_is_made():
+    config = AudioLMConfig(32, 4, 1, num_quantizers=3, num_audio_tokens=20)
+    assert make_decoder(config, Shape(36, 2), torch.device("cpu")).config.hidden_size == 36
