@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,11 +17,15 @@ import soundfile
 import torch
 from conftest import make_model, write_token_cuts
 from evaluation_curves import loss_curves
+from evaluation_gaps import next_others
 from evaluation_passages import spread_evenly
+from evaluation_tables import as_cell
 from lhotse import MonoCut
+from tiny_codec import save_codec
 from torch.utils.tensorboard import SummaryWriter
 
 from valle.data import Codec, cut_codes, load_cuts
+from valle.evaluation import Interval
 
 # 10 and 50 frames; the measures want a second at least
 SIZES = ("--prompt-duration", 0.2, "--max-duration", 1)
@@ -116,10 +121,22 @@ def test_costs_by_position_and_by_prompt(checkpoint, token_dir, capsys):
 def test_a_prompt_longer_than_all_cuts_is_explained(checkpoint, token_dir, capsys):
     with pytest.raises(SystemExit):
         scores(checkpoint, token_dir, 1, 100)
-    assert "no frame was scored: were all cuts shorter" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--prompt-seconds 100 cannot be scored: a prompt takes a frame of 0.02 s" in told
     with pytest.raises(SystemExit):
         scores(checkpoint, token_dir, 0.001)
-    assert "prompt_frames is 0, expected 1 to begin, 0" in capsys.readouterr().err
+    assert "--prompt-seconds 0.001 cannot be scored" in capsys.readouterr().err
+
+
+def test_usual_prompts_that_no_cut_outlasts_are_left_out(checkpoint, token_dir, caplog):
+    caplog.set_level("INFO")
+    flags = ("--parts", "likelihood", "--split", "validation")
+    found = run(checkpoint, token_dir, *flags)["likelihood"]
+    assert list(found["by_prompt"]) == ["1"]
+    assert "likelihood after prompts of 2, 4 s is left out" in caplog.text
+    found = run(checkpoint, token_dir, *flags, "--prompt-duration", 100)["likelihood"]
+    assert found["by_prompt"] == {}
+    assert found["by_position"]
 
 
 def test_the_curves_of_the_run_are_on_the_page(checkpoint, token_dir):
@@ -267,7 +284,53 @@ def test_what_was_evaluated_is_told(checkpoint, tokens, sound_flags, caplog):
     assert "likelihood" not in content
     for row in content["sounds"].values():
         for mean, low, high, num in row.values():
-            assert num == 0 or low <= mean <= high
+            # a Fréchet distance has no interval of fewer than three recordings
+            assert num == 0 or (low is None and num < 3) or low <= mean <= high
+    missing = "no Fréchet distance, mel: it needs more than 32 vectors, one for each dimension, "
+    assert missing + "and half of the recordings has 1" in caplog.text
+
+
+def test_a_home_folder_is_nowhere_to_be_read(
+    checkpoint, tokens, tmp_path, sound_flags, monkeypatch, capsys
+):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    other = save_codec(tmp_path / "other", num_filters=3)
+    content = run(checkpoint, tokens, *sound_flags, "--embeddings", "chroma", f"codec:{other}")
+    assert "diversity_codec:~/other" in content["sounds"]["generated"]
+    assert "diversity, codec:~/other" in read_page(checkpoint)
+    text = json.dumps(content) + read_page(checkpoint) + capsys.readouterr().out.split("\nOpen")[0]
+    assert str(tmp_path) not in text
+
+
+def test_gaps_of_one_recording_have_no_wrong_sequel():
+    assert next_others(["a", "b", "b", "a"]) == [1, 3, 3, 1]
+    assert next_others(["a", "a"]) == []
+
+
+def test_a_mean_without_an_interval_stands_alone():
+    assert as_cell(Interval(2.0, math.nan, math.nan, 1), "{:.2f}") == "2.00"
+    assert as_cell(Interval(2.0, 1.0, 3.0, 5), "{:.2f}") == "2.00 (1.00 to 3.00)"
+    assert as_cell(Interval(math.nan, math.nan, math.nan, 0), "{:.2f}") == "-"
+
+
+def test_nothing_is_generated_if_an_embedding_cannot_be_had(
+    checkpoint, tokens, sound_flags, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "measure_sounds", lambda *_: pytest.fail("was generated"))
+    with pytest.raises(SystemExit):
+        run(checkpoint, tokens, *sound_flags, "--embeddings", "vgg")
+    assert "unknown embedding 'vgg'" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, tokens, codec_info, sound_flags, capsys):
+    weights = make_model(num_audio_tokens=16).state_dict()
+    broken = list(weights)[-1]
+    weights[broken] = weights[broken] * math.nan
+    checkpoint = write_checkpoint(tmp_path / "nan.pt", codec=codec_info.to_dict(), model=weights)
+    with pytest.raises(SystemExit):
+        run(checkpoint, tokens, *sound_flags)
+    told = capsys.readouterr().err
+    assert f"{broken} of {checkpoint} holds infinity or NaN as torch.float32" in told
 
 
 def test_long_passages_are_made_in_windows(tmp_path, codec_info, tokens, sound_flags, caplog):
@@ -299,14 +362,30 @@ def test_without_matplotlib_the_players_are_left(
     assert "pip install 'valle[plot]'" in caplog.text
 
 
-def test_mistakes_are_explained(checkpoint, tokens, tmp_path, codec_info, sound_flags, capsys):
+def test_mistakes_are_explained(
+    checkpoint, tokens, tmp_path, codec_info, codec_dir, sound_flags, capsys
+):
     info = codec_info.to_dict()
     foreign = write_checkpoint(tmp_path / "foreign.pt", codec=info | {"fingerprint": "other"})
     nameless = write_checkpoint(tmp_path / "nameless.pt", codec=None)
     (tmp_path / "file").write_text("no folder")
+    (tmp_path / "tokens_of_another").mkdir()
+    another = dataclasses.replace(codec_info, fingerprint="another")
+    write_token_cuts(tmp_path / "tokens_of_another", "test", 5, another)
+    foreign_tokens = ("--manifest-dir", tmp_path / "tokens_of_another")
     for model, flags, message in (
         (checkpoint, ("--max-duration", 60), r"none of 5 test cuts lasts 60.2 s, the longest 1\."),
-        (checkpoint, ("--max-duration", 0), "--max-duration must be above 0 s, got 0"),
+        (checkpoint, ("--max-duration", 0), "--max-duration must be above 0 s, and .* got 0"),
+        (checkpoint, ("--max-duration", "inf"), "--max-duration must be above 0 s, .* got inf"),
+        (checkpoint, ("--prompt-duration", "nan"), "--prompt-duration must be .* got nan"),
+        (checkpoint, ("--bin-sec", "inf"), "--bin-sec must be above 0 s, .* got inf"),
+        (checkpoint, ("--batch-duration", -1), "--batch-duration must be above 0 s, .* got -1"),
+        (checkpoint, ("--prompt-seconds", 1, -1), "--prompt-seconds must be .* got -1"),
+        (checkpoint, ("--prompt-seconds", "nan"), "--prompt-seconds must be .* got nan"),
+        (checkpoint, ("--seed", -1), "--seed must be 0 or more, got -1"),
+        (checkpoint, ("--num-shown", -1), "--num-shown must be 0 or more, got -1"),
+        (checkpoint, foreign_tokens, "tokens in .*of_another: .* they differ in fingerprint"),
+        (nameless, (*foreign_tokens, "--codec", codec_dir), "differ in fingerprint"),
         (checkpoint, ("--prompt-duration", 0.001), "--prompt-duration is shorter than a frame"),
         (checkpoint, ("--max-duration", 0.9), "--max-duration is 0.9 s: to be measured, sound"),
         (checkpoint, ("--num-prompts", 1), "1 passages of one recording were chosen .4 are long"),

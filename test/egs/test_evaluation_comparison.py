@@ -36,13 +36,18 @@ def copied(source: Path, folder: Path) -> Path:
     return Path(shutil.copytree(source, folder / source.name))
 
 
-def add_evaluation(exp_dir: Path, entropy: float = 3.0, true_entropy: float = 4.0) -> None:
+def add_evaluation(exp_dir: Path, true_entropy: float = 4.0, **changes: object) -> None:
+    """What an evaluation leaves; `changes` of its passages."""
+    where = {"prompt_duration": 4.0, "max_duration": 6.0, "names": ["a", "b"]} | changes
     content = {
+        "facts": {"passages": {"names": where.pop("names")}},
+        "settings": where,
         "likelihood": {"overall": {"num_frames": 9, "nats": NATS, "top1": TOP1}},
         "sounds": {
             "true": {"entropy": [true_entropy, 3.5, 4.5, 5]},
             "generated": {
-                "entropy": [entropy, 2.75, 3.25, 5],
+                "entropy": [3.0, 2.75, 3.25, 5],
+                "in_loops": [0.25, None, None, 1],
                 "frechet_codec:other": [20.0, 19.0, 21.0, 5],
                 "diversity_mel": [None, None, None, 0],
             },
@@ -130,6 +135,8 @@ def test_evaluations_are_shown_with_their_intervals(runs, tmp_path):
     assert cells(table, "wide")[1]["q3"] == "-"
     (row,) = cells(table, "Fréchet distance, codec:other")
     assert (row["small"], row["true music"]) == ("20 (19 to 21)", "-")
+    (alone,) = cells(table, "in loops")
+    assert alone["small"] == "25.0%"
     assert "(2.75 to 3.25)" in table
     assert "Warning" not in table
 
@@ -144,7 +151,7 @@ def test_what_does_not_compare_is_said(runs, token_dir, tmp_path, codec_info):
     train(token_dir, shorter, *FLAGS, "--prompt-ratio", 0.2, "--filter-max-duration", 1.8)
     judged = copied(runs["small"], tmp_path)
     add_evaluation(judged)
-    add_evaluation(other, true_entropy=4.1)
+    add_evaluation(other, names=["a", "c"])
     warnings = compare([judged, other, shorter]).warnings
     name, mark = codec_info.name, codec_info.fingerprint
     for split in ("train", "validation"):
@@ -156,9 +163,20 @@ def test_what_does_not_compare_is_said(runs, token_dir, tmp_path, codec_info):
     assert "trained on different cuts: 12 (" in whole
     assert "validated on different cuts" in whole
     assert "another --prompt-ratio, so validation losses do not compare: 0.4 in small" in whole
-    assert "the true music of the evaluations differs" in whole
+    assert "the evaluations are of different passages, so their figures of sound" in whole
     assert "--train-stage" not in whole
     assert f"Warning: {warnings[0]}." in as_table(compare([judged, other, shorter]))
+
+
+def test_passages_are_the_same_by_name_and_length(runs, tmp_path):
+    """Their figures differ by the seed as well, and by the embeddings that were asked for."""
+    first, second, shorter = (copied(runs["small"], tmp_path / name) for name in "abc")
+    add_evaluation(first)
+    add_evaluation(second, true_entropy=4.1)
+    add_evaluation(shorter, max_duration=5.0)
+    assert not compare([first, second]).warnings
+    (warning,) = compare([first, shorter]).warnings
+    assert "different passages" in warning
 
 
 def test_files_hold_the_same(runs, tmp_path):
@@ -202,6 +220,12 @@ def test_mistakes_are_explained(runs, tmp_path):
         compare([tmp_path])
     with pytest.raises(ValueError, match="is given twice"):
         compare([runs["wide"], runs["small"], runs["small"].parent / "wide/../small"])
+    judged = copied(runs["small"], tmp_path)
+    add_evaluation(judged)
+    file = judged / "evaluation/evaluation.json"
+    file.write_text(file.read_text().replace("3.5]", '"nan"]', 1))
+    with pytest.raises(ValueError, match=r"has nats of \[1.0, 2.0, 'nan'\], expected numbers"):
+        compare([judged])
     broken = copied(runs["wide"], tmp_path)
     (record,) = broken.glob("run-*.json")
     record.write_text("{")

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -37,6 +38,16 @@ def test_another_piece_is_of_another_recording_and_as_long():
             assert sources[0] != passage.recording
             assert len(continuation.sound) == len(passage.true)
             assert len(continuation.codes) == len(passage.true_codes), index
+
+
+def test_where_all_others_are_shorter_they_are_taken_as_they_are():
+    long = replace(
+        PASSAGES[0],
+        true=PASSAGES[0].true.repeat(2),
+        true_codes=PASSAGES[0].true_codes.repeat(2),
+    )
+    made = control_rows([long, *PASSAGES[2:]], RATE, FRAME_RATE, seed=0)[ANOTHER][0]
+    assert [len(continuation.sound) for continuation in made] == [len(PASSAGES[0].true)] * 2
 
 
 def test_noise_has_the_true_level_and_true_codes_in_no_order():
@@ -88,5 +99,16 @@ def test_errors_name_their_cause():
     with pytest.raises(ValueError, match="0-0 has 1 samples, but codes of 0"):
         check_passages([uneven, *PASSAGES], FRAME_RATE)
     short = replace(PASSAGES[0], true_codes=PASSAGES[0].true_codes[:49])
+    for changes, what in (
+        ({"true": PASSAGES[0].true * math.nan}, "the true continuation"),
+        ({"prompt": PASSAGES[0].prompt / 0}, "the prompt"),
+        (
+            {"samples": (torch.ones(9), torch.tensor([math.inf])), "sample_codes": (1, 2)},
+            "sample 2",
+        ),
+    ):
+        broken = replace(PASSAGES[0], **changes)
+        with pytest.raises(ValueError, match=f"{what} of passage 0-0 holds infinity or NaN"):
+            check_passages([*PASSAGES[2:], broken], FRAME_RATE)
     with pytest.raises(ValueError, match="of 0-0 has 49 frames; at least 50 are needed, 1 s"):
         check_passages([short, *PASSAGES], FRAME_RATE)

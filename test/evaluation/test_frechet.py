@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from valle.evaluation import frechet
 from valle.evaluation.bootstrap import NOTHING
 from valle.evaluation.frechet import (
+    fewest_vectors,
     frechet_distance,
     moments_of,
     paired_distance,
@@ -90,6 +92,72 @@ def test_too_few_vectors_give_nothing():
     assert split_distance(few, few, 0, 20) is NOTHING
     assert split_distance(few, moments_of(TRUE), 0, 20) is NOTHING
     assert np.isnan(paired_distance(moments_of(TRUE[:1]), moments_of([TRUE[0][:5]])))
+
+
+def test_no_recording_is_on_both_sides_and_both_ways_round_count():
+    """One recording that lies far off is once in what was made, and once not, in every split."""
+    splits = frechet._splits(np.random.default_rng(0), 9)
+    for one, other in splits:
+        assert one @ other == 0
+        assert one.sum() == other.sum() == 4
+    assert len({tuple(one) for one, _ in splits}) > 10
+    lone = [x + 100 * (i == 0) for i, x in enumerate(TRUE)]
+    made, true = moments_of(lone), moments_of(TRUE)
+    floor = split_distance(true, true, 0).mean
+    ways = [
+        frechet._mean_distance(made, true, [pair[::step]])
+        for pair in frechet._splits(np.random.default_rng(0), 10)
+        for step in (1, -1)
+    ]
+    assert ways[::2] == pytest.approx(ways[1::2])  # each split is measured both ways round
+    assert split_distance(made, true, 0).mean == pytest.approx(np.mean(ways), rel=1e-9)
+    assert split_distance(made, true, 0).mean > floor + 100
+
+
+def test_fewer_than_three_recordings_have_no_interval():
+    for num in (2, 3):
+        some = moments_of(TRUE[:num])
+        found = split_distance(some, some, 0, 50)
+        assert found.num == num
+        assert found.mean > 0
+        assert np.isnan(found.low) == np.isnan(found.high) == (num == 2)
+    for seed in range(20):  # draws of one recording alone
+        assert split_distance(some, some, seed, 1).num == 3
+
+
+def test_the_interval_is_as_wide_as_distances_of_other_corpora_spread():
+    """Resampling one corpus tells how far others would lie, if roughly; and it surrounds it."""
+    tables = [moments_of(recordings(16, seed)) for seed in range(1, 41)]
+    spread = np.std([split_distance(table, table, 0).mean for table in tables])
+    found = [split_distance(table, table, 0, 60) for table in tables[:6]]
+    widths = [interval.high - interval.low for interval in found]
+    assert 0.5 < np.mean(widths) / (2 * 1.96 * spread) < 2
+    for interval in found:
+        assert interval.low < interval.mean < interval.high
+
+
+def test_draws_without_the_one_recording_that_is_far_off_are_in_the_interval():
+    """In every split of all recordings it is on one side; in many draws it is on none."""
+    true = moments_of([x + 100 * (i == 0) for i, x in enumerate(TRUE)])
+    found = split_distance(true, true, 0, 100)
+    assert found.low < 0.2 * found.mean
+
+
+def test_many_dimensions_are_drawn_less_often(monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        frechet, "_mean_distance", lambda m, t, splits: measured.append(splits) or 1
+    )
+    for dims, num_draws, num_splits in ((64, 150, 4), (65, 100, 1)):
+        true = moments_of([normal(40, dims, seed) for seed in range(6)])
+        measured.clear()
+        split_distance(true, true, 0, 150)
+        assert [len(splits) for splits in measured] == [20] + [num_splits] * num_draws
+
+
+def test_the_smallest_half_is_known_before():
+    assert fewest_vectors(np.array([3.0, 3.0, 3.0, 3.0, 100.0]), 0) == 6
+    assert fewest_vectors(np.array([5.0]), 0) == 0
 
 
 def test_moments_join_recordings():

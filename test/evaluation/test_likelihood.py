@@ -7,7 +7,7 @@ import torch
 from conftest import make_model
 
 from valle.data import split_prompt
-from valle.evaluation import FrameCosts, LikelihoodMeter, frame_costs, prompts_before
+from valle.evaluation import FrameCosts, Likelihood, LikelihoodMeter, frame_costs, prompts_before
 
 LENS = torch.tensor([30, 21, 26])
 
@@ -87,6 +87,20 @@ def test_prompts_of_any_length_come_before_the_same_targets(codes):
     assert prompts_before(codes, LENS, 30, 5) is None
     with pytest.raises(ValueError, match="prompt_frames is 23, expected 1 to begin, 22"):
         prompts_before(codes, LENS, 22, 23)
+
+
+def test_costs_that_are_not_finite_are_refused():
+    for value in (math.nan, math.inf):
+        nats = torch.tensor([[[1.0, value]]])
+        meter = LikelihoodMeter(1)
+        meter.add(FrameCosts(nats, torch.zeros(1, 1, 2).long(), torch.ones(1, 1).bool()))
+        with pytest.raises(ValueError, match=f"are 1, {value} nats a frame, expected finite"):
+            meter.overall()
+
+
+def test_perplexity_beyond_all_numbers_is_infinite():
+    likelihood = Likelihood(1, [709.0, 710.0], [0.0] * 2, [0.0] * 2)
+    assert likelihood.perplexity == [math.exp(709), math.inf]
 
 
 def test_a_meter_of_nothing():

@@ -10,13 +10,18 @@ from little_pieces import FRAME_RATE, RATE, make_passages
 from valle.evaluation import (
     MEASURES,
     Passage,
+    compare_passages,
     evaluate_passages,
     fast_measures,
     measures_for,
     separation,
 )
-from valle.evaluation.comparisons import FRECHET, area_under_curve
+from valle.evaluation import passages as passages_module
+from valle.evaluation.comparisons import Comparison, area_under_curve
 from valle.evaluation.continuations import ANOTHER, CONTROLS, GENERATED, LOOP, NOISE, TRUE
+from valle.evaluation.embeddings import Embedding
+from valle.evaluation.measures import FRECHET
+from valle.evaluation.traits import Traits
 
 PASSAGES = make_passages()
 
@@ -162,6 +167,74 @@ def test_passages_of_one_recording_are_refused():
     for function in (evaluate_passages, separation, fast_measures):
         with pytest.raises(ValueError, match="2 passages of 1 recordings"):
             function(PASSAGES[:2], RATE, FRAME_RATE)
+
+
+# Traits made by hand: what the comparison does with them, without any sound
+
+
+def traits(level_db: float = 0.0, at: float = 0.0) -> Traits:
+    flat, vectors = torch.ones(12), torch.full((3, 2), at)
+    return Traits(flat, torch.ones(73), flat, 100.0, 1.0, level_db, {"e": vectors}, {})
+
+
+def comparison(recordings: str, true: list[Traits], made: list[list[Traits]]) -> Comparison:
+    prompts = [traits() for _ in recordings]
+    return Comparison(list(recordings), prompts, {TRUE: [[x] for x in true], GENERATED: made})
+
+
+def test_the_first_sample_alone_is_in_a_set():
+    made = [[traits(at=1), traits(at=9)], [traits(at=2), traits(at=9)]]
+    found = comparison("ab", [traits(), traits()], made).moments("e", GENERATED)
+    assert found.counts.tolist() == [3, 3]
+    assert found.sums[:, 0].tolist() == [3, 6]
+
+
+def test_a_tie_counts_one_half():
+    true = [traits(level_db=5), traits(level_db=5)]
+    made = [[traits(level_db=level)] for level in (-5.0, 6.0)]  # as far off as the other; further
+    assert comparison("ab", true, made).values("loudness_kept", GENERATED) == [0.5, 0.0]
+
+
+def test_every_other_recording_counts_the_same():
+    """Beaten: both passages of b; not the three of c."""
+    levels = [0, 9, 9, 1, 1, 1]
+    made = [[traits(level_db=5)]] + [[traits()]] * 5
+    table = comparison("abbccc", [traits(level_db=x) for x in levels], made)
+    assert table.values("loudness_kept", GENERATED)[0] == 0.5
+
+
+def test_where_all_is_the_same_nothing_is_divided():
+    made = [[traits(), traits()]] * 4
+    table = comparison("aabb", [traits()] * 4, made)
+    assert math.isnan(table.values("diversity_e", GENERATED)[0])
+    cells = table.intervals(0, 5)[GENERATED]
+    assert cells["diversity_e"].num == 0
+    assert cells["frechet_e"].mean == 0
+    rows = dict.fromkeys(CONTROLS, made) | table.rows
+    told = Comparison(table.recordings, table.prompts, rows).separation(0)
+    assert math.isnan(told["frechet_e"][NOISE])
+    assert told["loudness_kept"][NOISE] == 0.5
+    with pytest.raises(ValueError, match="rows are true, generated: what tells true music"):
+        table.separation(0)
+
+
+def test_every_sound_is_measured_once_for_both_tables(table, separations, monkeypatch):
+    measured = []
+    measure = passages_module.measure_traits
+
+    def counted(made, rate, frame_rate, embeddings):
+        measured.append([each.name for each in embeddings])
+        return measure(made, rate, frame_rate, embeddings)
+
+    monkeypatch.setattr(passages_module, "measure_traits", counted)
+    level = Embedding("mean", RATE, lambda parts: parts.mean(1, keepdim=True))
+    passages = with_samples(PASSAGES, 2)
+    found = compare_passages(passages, RATE, FRAME_RATE, embeddings=[level])
+    for key in ("key_kept", "entropy", "chroma_similarity"):
+        assert found.intervals(42, 50)[TRUE][key] == table[TRUE][key]
+        assert found.separation(42)[key] == separations[key]
+    # prompts, which no measure embeds; then true, generated, and two of each control
+    assert measured == [[]] * 16 + [["mean"]] * 16 * (1 + 1 + 2 * 3)
 
 
 def test_area_under_the_curve():

@@ -93,6 +93,14 @@ def test_neither_person_nor_machine_is_named(tmp_path, somebody):
     assert found["data"] == {"manifest": "/nfs/home/<user>/data"}
 
 
+def test_keys_that_are_paths_name_nobody_and_others_stay(tmp_path, somebody):
+    data = {"ada": 1, "codec:/home/ada/codec": {"/scratch/ada": 2}}
+    assert record(tmp_path, data=data)["data"] == {
+        "ada": 1,
+        "codec:~/codec": {"/scratch/<user>": 2},
+    }
+
+
 def test_no_text_in_the_whole_file_names_machine_or_address(tmp_path, somebody):
     where = {"here": "/scratch/engine7/x", "home": Path("/home/ada/x"), "at": "192.168.0.7"}
     text = write_run_record(tmp_path, where, DATA | {"also": "engine7.example.org"}).read_text()

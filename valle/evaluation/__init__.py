@@ -1,5 +1,6 @@
 """How good a model is: what the true continuation costs it, and how its own one compares."""
 
+from valle.evaluation.comparisons import Comparison
 from valle.evaluation.embeddings import Embedding, get_embedding
 from valle.evaluation.frechet import frechet_distance
 from valle.evaluation.likelihood import (
@@ -14,6 +15,7 @@ from valle.evaluation.passages import (
     Interval,
     Measure,
     Passage,
+    compare_passages,
     evaluate_passages,
     fast_measures,
     measures_for,
@@ -22,6 +24,7 @@ from valle.evaluation.passages import (
 
 __all__ = [
     "MEASURES",
+    "Comparison",
     "Embedding",
     "FrameCosts",
     "Interval",
@@ -29,6 +32,7 @@ __all__ = [
     "LikelihoodMeter",
     "Measure",
     "Passage",
+    "compare_passages",
     "evaluate_passages",
     "fast_measures",
     "frame_costs",

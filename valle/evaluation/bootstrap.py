@@ -3,6 +3,7 @@
 P passages, R recordings.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ class Interval(NamedTuple):
     """A mean and where 95 % of the resampled means lie.
 
     Attributes:
+      low: and `high`; nan where too few recordings tell how far others would lie from the mean.
       num: recordings behind it; 0, with nan for all else, where there was nothing to measure.
     """
 
@@ -38,6 +40,8 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean of P values and its interval, recordings drawn with replacement.
 
+    Of one recording there is a mean, but no interval (nan): every draw would be the same.
+
     Args:
       values: of the passages; nan where a passage has none, and is left out.
       recordings: (P,) which recording each passage is of.
@@ -50,9 +54,12 @@ def bootstrap_mean(
     _, owner = np.unique([recording for _, recording in kept], return_inverse=True)
     sums = np.bincount(owner, weights=[value for value, _ in kept])
     counts = np.bincount(owner)
+    mean = float(sums.sum() / counts.sum())
+    if len(counts) == 1:
+        return Interval(mean, math.nan, math.nan, 1)
     draws = draw_recordings(len(counts), num_resamples, seed)
     means = (draws @ sums) / (draws @ counts)
-    return Interval(float(sums.sum() / counts.sum()), *quantiles(means), len(counts))
+    return Interval(mean, *quantiles(means), len(counts))
 
 
 def quantiles(resampled: np.ndarray) -> tuple[float, float]:

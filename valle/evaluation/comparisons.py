@@ -1,205 +1,30 @@
-"""The measures: what each is called, and how it is computed for one passage or for all.
+"""Every measure of every row: computed for one passage, or for all as a set.
 
 P passages, K continuations of a prompt.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
-from typing import Literal
 
 import numpy as np
 import torch
 
 from valle.evaluation.bootstrap import NOTHING, Interval, bootstrap_mean
-from valle.evaluation.continuations import ANOTHER, LOOP, NOISE, TRUE
+from valle.evaluation.continuations import ANOTHER, CONTROLS, TRUE
 from valle.evaluation.frechet import Moments, moments_of, split_distance
-from valle.evaluation.pitch import profile_correlation, register_distance
-from valle.evaluation.rhythm import rate_distance, tempo_distance
+from valle.evaluation.measures import (
+    DIVERSITY,
+    FRECHET,
+    REPETITION,
+    SIMILARITIES,
+    STYLES,
+    Measure,
+    measures_for,
+)
 from valle.evaluation.traits import Traits, vector_distance
-
-FRECHET, DIVERSITY = "frechet_", "diversity_"  # the name of the embedding follows
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a number is.
-
-    Attributes:
-      title: heading of its column.
-      unit: of the number; empty for shares (the format makes them percent) and plain numbers.
-      format: of a number, for str.format.
-      better: whether low or high numbers are better, or those near the row "true".
-      about: a sentence for who reads the table.
-      separates: controls that it was shown to tell from true music (docs have the numbers); empty
-        for an embedding with which that was not tried.
-    """
-
-    title: str
-    unit: str
-    format: str
-    better: Literal["low", "high", "near true"]
-    about: str
-    separates: tuple[str, ...] = ()
-
-
-_TO_TRUE = "The row true compares with other passages of the same recording."
-_KEPT = "Share of random other pieces that lie further from the prompt than it; 50 % is chance."
-_DIVERSE = (
-    "Distance between the samples of one prompt, over that between passages of different "
-    "recordings; the row true has passages of one recording for samples."
-)
-_SET = (
-    "Distance of continuations of one half of the recordings to the true ones of the other half; "
-    "the row true is the floor. The first sample of each prompt counts, so that all rows are of "
-    "one size."
-)
-
-# Of two passages, how alike (high) or far apart (low) they are.
-SIMILARITIES: dict[str, tuple[Measure, Callable[[Traits, Traits], float]]] = {
-    "chroma_similarity": (
-        Measure(
-            "chroma similarity",
-            "",
-            "{:.2f}",
-            "high",
-            f"Correlation of the shares of the pitch classes with the true ones. {_TO_TRUE}",
-            (ANOTHER, NOISE),
-        ),
-        lambda made, true: profile_correlation(made.chroma, true.chroma),
-    ),
-    "rhythm_similarity": (
-        Measure(
-            "onset similarity",
-            "",
-            "{:.2f}",
-            "high",
-            "Correlation of how the onsets recur (autocorrelation of the onset strength, 0.1 to "
-            f"2 s) with the true passage. {_TO_TRUE}",
-            (ANOTHER, NOISE, LOOP),
-        ),
-        lambda made, true: profile_correlation(made.rhythm, true.rhythm),
-    ),
-    "onset_rate_distance": (
-        Measure(
-            "onset rate distance",
-            "octaves",
-            "{:.2f}",
-            "low",
-            f"Octaves between the onsets a second and the true ones. {_TO_TRUE}",
-            (LOOP,),
-        ),
-        lambda made, true: rate_distance(made.onset_rate, true.onset_rate),
-    ),
-    "register_distance": (
-        Measure(
-            "register distance",
-            "semitones",
-            "{:.1f}",
-            "low",
-            f"How far the notes lie off the true ones (earth mover's distance). {_TO_TRUE}",
-            (ANOTHER, NOISE),
-        ),
-        lambda made, true: register_distance(made.pitches, true.pitches),
-    ),
-}
-
-# Of a passage and a prompt, how far apart they are: the style is kept where another piece is
-# further away.
-STYLES: dict[str, tuple[Measure, Callable[[Traits, Traits], float]]] = {
-    "tempo_kept": (
-        Measure("tempo kept", "", "{:.0%}", "high", f"By tempo: {_KEPT}", (ANOTHER, NOISE, LOOP)),
-        lambda made, prompt: tempo_distance(made.tempo, prompt.tempo),
-    ),
-    "rhythm_kept": (
-        Measure(
-            "rhythm kept",
-            "",
-            "{:.0%}",
-            "high",
-            f"By how the onsets recur: {_KEPT}",
-            (ANOTHER, NOISE, LOOP),
-        ),
-        lambda made, prompt: -profile_correlation(made.rhythm, prompt.rhythm),
-    ),
-    "register_kept": (
-        Measure("register kept", "", "{:.0%}", "high", f"By register: {_KEPT}", (ANOTHER, NOISE)),
-        lambda made, prompt: register_distance(made.pitches, prompt.pitches),
-    ),
-    "key_kept": (
-        Measure("key kept", "", "{:.0%}", "high", f"By pitch classes: {_KEPT}", (ANOTHER, NOISE)),
-        lambda made, prompt: -profile_correlation(made.chroma, prompt.chroma),
-    ),
-    "loudness_kept": (
-        Measure("loudness kept", "", "{:.0%}", "high", f"By level: {_KEPT}", (ANOTHER,)),
-        lambda made, prompt: abs(made.level_db - prompt.level_db),
-    ),
-}
-
-# Of the codes of quantizer 1; `repetition.measure` computes them.
-REPETITION: dict[str, Measure] = {
-    "repeated_4grams": Measure(
-        "repeated 4-grams",
-        "",
-        "{:.1%}",
-        "near true",
-        "Share of rows of four codes that were there within the 10 s before.",
-        (LOOP,),
-    ),
-    "entropy": Measure(
-        "entropy of codes",
-        "nats",
-        "{:.2f}",
-        "near true",
-        "Of the frequencies of the codes: low where few codes make up the passage.",
-        (NOISE, LOOP),
-    ),
-    "longest_loop_sec": Measure(
-        "longest loop",
-        "s",
-        "{:.2f}",
-        "near true",
-        "Longest stretch of codes that comes round every 2 s or faster.",
-        (NOISE, LOOP),
-    ),
-    "in_loops": Measure(
-        "in loops",
-        "",
-        "{:.1%}",
-        "low",
-        "Share of frames in loops of a second or more.",
-        (LOOP,),
-    ),
-}
-
-_SET_SEPARATES = {"mel": (NOISE, LOOP), "chroma": (NOISE,)}
-_DIVERSITY_SEPARATES = {"mel": (NOISE,), "chroma": (ANOTHER, NOISE, LOOP)}
-
-
-def measures_for(embeddings: Sequence[str]) -> dict[str, Measure]:
-    """Every measure, in the order of the tables, with those that rest on the named embeddings."""
-    sets = {
-        FRECHET + name: Measure(
-            f"Fréchet distance, {name}", "", "{:.3g}", "low", _SET, _SET_SEPARATES.get(name, ())
-        )
-        for name in embeddings
-    }
-    diversity = {
-        DIVERSITY + name: Measure(
-            f"diversity, {name}",
-            "",
-            "{:.2f}",
-            "near true",
-            _DIVERSE,
-            _DIVERSITY_SEPARATES.get(name, ()),
-        )
-        for name in embeddings
-    }
-    pairs = {key: measure for key, (measure, _) in (SIMILARITIES | STYLES).items()}
-    return {**sets, **pairs, **REPETITION, **diversity}
-
 
 TraitRow = list[list[Traits]]  # for each passage those of its K continuations
 
@@ -277,7 +102,8 @@ class Comparison:
         if row == TRUE:
             made = [*made, *self._elsewhere(index)]
         distances = [vector_distance(a, b, embedding) for a, b in combinations(made, 2)]
-        return _mean(distances) / self._usual_distance(embedding)
+        usual = self._usual_distance(embedding)
+        return _mean(distances) / usual if usual else math.nan
 
     def _usual_distance(self, embedding: str) -> float:
         """Mean distance between true passages of different recordings."""
@@ -310,6 +136,41 @@ class Comparison:
         if key.startswith(FRECHET):
             return self.frechet(key.removeprefix(FRECHET), row, seed, num_resamples)
         return bootstrap_mean(self.values(key, row), self.recordings, num_resamples, seed)
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """All that can be asked for, in the order of the tables."""
+        return measures_for(list(self.true[0].vectors))
+
+    def intervals(self, seed: int, num_resamples: int) -> dict[str, dict[str, Interval]]:
+        """All cells: row -> key of a measure -> interval."""
+        return {
+            row: {key: self.interval(key, row, seed, num_resamples) for key in self.measures}
+            for row in self.rows
+        }
+
+    def separation(self, seed: int) -> dict[str, dict[str, float]]:
+        """As `passages.separation`: key of a measure -> control -> number.
+
+        Raises:
+          ValueError: There are no rows of controls.
+        """
+        if not set(CONTROLS) <= self.rows.keys():
+            raise ValueError(
+                f"rows are {', '.join(self.rows)}: what tells true music from the controls is "
+                f"known where {', '.join(CONTROLS)} are compared, too (controls=True)"
+            )
+        return {
+            key: {control: self._separation(key, control, seed) for control in CONTROLS}
+            for key in self.measures
+        }
+
+    def _separation(self, key: str, control: str, seed: int) -> float:
+        if key.startswith(FRECHET):
+            floor = self.interval(key, TRUE, seed, 0).mean
+            return self.interval(key, control, seed, 0).mean / floor if floor else math.nan
+        better = self.measures[key].better
+        return area_under_curve(self.values(key, TRUE), self.values(key, control), better)
 
 
 def _wins(distance: float, others: np.ndarray) -> float:

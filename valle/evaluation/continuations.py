@@ -60,8 +60,9 @@ def check_passages(passages: Sequence[Passage], frame_rate: float) -> None:
     """Refuse what cannot be measured.
 
     Raises:
-      ValueError: passages of fewer than two recordings, of unequal numbers of sounds and codes, or
-        with a true continuation too short to hold two rounds of a loop.
+      ValueError: passages of fewer than two recordings, of unequal numbers of sounds and codes,
+        with a true continuation too short to hold two rounds of a loop, or with a sound that is
+        not finite.
     """
     recordings = {passage.recording for passage in passages}
     if len(recordings) < 2:
@@ -80,6 +81,18 @@ def check_passages(passages: Sequence[Passage], frame_rate: float) -> None:
             raise ValueError(
                 f"the true continuation of {passage.name} has {len(passage.true_codes)} frames; "
                 f"at least {shortest} are needed, {2 * LOOP_SEC[1]:g} s: leave it out"
+            )
+        _check_finite(passage)
+
+
+def _check_finite(passage: Passage) -> None:
+    sounds = {"the prompt": passage.prompt, "the true continuation": passage.true}
+    sounds |= {f"sample {i + 1}": sound for i, sound in enumerate(passage.samples)}
+    for what, sound in sounds.items():
+        if not bool(sound.isfinite().all()):
+            raise ValueError(
+                f"{what} of passage {passage.name} holds infinity or NaN: look at the model and "
+                "the codec that it was made with"
             )
 
 

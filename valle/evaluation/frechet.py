@@ -9,7 +9,11 @@ sets are the larger it is. So all rows of a table are measured at one size, besi
   is gained by copying; the row "true" is the floor that a perfect model reaches.
 - Interval: recordings are drawn with replacement, parted so that no recording is on both sides,
   and the deviations of these draws from their mean are laid about the distance. (The draws
-  themselves are larger: a set with doubles is a smaller set.)
+  themselves are larger: a set with doubles is a smaller set.) Fewer than three recordings can be
+  parted in one way alone, and so have no interval.
+- The time of a distance grows with the cube of the dimensions. Beyond MANY_DIMENSIONS there are
+  fewer draws, each parted once: the interval is rougher, and wider rather than narrower, as the
+  chance of the parting is not averaged out of it.
 
 V recordings, n vectors, D dimensions.
 """
@@ -23,7 +27,12 @@ from torch import Tensor
 from valle.evaluation.bootstrap import NOTHING, Interval, draw_recordings, quantiles
 
 NUM_SPLITS = 20
+MANY_DIMENSIONS = 64
+MOST_DRAWS = 100  # of many dimensions
 _SPLITS_A_DRAW = 4
+
+Halves = tuple[np.ndarray, np.ndarray]
+"""How often each recording is in one half, (V,), and in the other, (V,)."""
 
 
 class Moments(NamedTuple):
@@ -105,31 +114,53 @@ def split_distance(made: Moments, true: Moments, seed: int, num_resamples: int =
       made: of V recordings, what a row made of them.
       true: of the same recordings.
       seed: of the splits and the draws.
-      num_resamples: of the interval; 0 gives none (nan).
+      num_resamples: of the interval; 0 gives none (nan). Of many dimensions MOST_DRAWS at most.
 
     Returns:
       As the file's docstring says. Nothing (nan, of 0 recordings) where a half has no more vectors
-      than dimensions.
+      than dimensions; bounds of nan where there are fewer than three recordings.
     """
     V, D = true.sums.shape
-    rng = np.random.default_rng(seed)
-    splits = [_halves(rng, np.ones(V)) for _ in range(NUM_SPLITS)]
-    halves = [half for pair in splits for half in pair]
-    if min(float(half @ m.counts) for half in halves for m in (made, true)) <= D:
+    if min(fewest_vectors(m.counts, seed) for m in (made, true)) <= D:
         return NOTHING
-    distance = _mean_distance(made, true, splits)
-    if num_resamples == 0:
+    rng = np.random.default_rng(seed)
+    distance = _mean_distance(made, true, _splits(rng, V))
+    deviations = _deviations(made, true, rng, draw_recordings(V, num_resamples, seed))
+    if not len(deviations):
         return Interval(distance, float("nan"), float("nan"), V)
-    draws = draw_recordings(V, num_resamples, seed).astype(np.float64)
+    low, high = quantiles(deviations)
+    return Interval(distance, max(distance + low, 0.0), distance + high, V)
+
+
+def fewest_vectors(counts: np.ndarray, seed: int) -> float:
+    """Vectors of the smallest half, where the recordings have (V,) of them."""
+    splits = _splits(np.random.default_rng(seed), len(counts))
+    return min(float(half @ counts) for pair in splits for half in pair)
+
+
+def _splits(rng: np.random.Generator, num_recordings: int) -> list[Halves]:
+    return [_halves(rng, np.ones(num_recordings)) for _ in range(NUM_SPLITS)]
+
+
+def _deviations(
+    made: Moments, true: Moments, rng: np.random.Generator, draws: np.ndarray
+) -> np.ndarray:
+    """How far the distance of each draw of recordings lies from the mean of all draws'.
+
+    Empty where there are no draws, or fewer than three recordings.
+    """
+    V, D = true.sums.shape
+    num_splits = _SPLITS_A_DRAW
+    if D > MANY_DIMENSIONS:
+        draws, num_splits = draws[:MOST_DRAWS], 1
     drawn = np.array(
         [
-            _mean_distance(made, true, [_halves(rng, times) for _ in range(_SPLITS_A_DRAW)])
-            for times in draws
-            if np.count_nonzero(times) > 1  # one recording cannot be parted
+            _mean_distance(made, true, [_halves(rng, times) for _ in range(num_splits)])
+            for times in draws.astype(np.float64)
+            if V > 2 and np.count_nonzero(times) > 1  # one recording cannot be parted
         ]
     )
-    low, high = quantiles(drawn - drawn.mean())
-    return Interval(distance, max(distance + low, 0.0), distance + high, V)
+    return drawn - drawn.mean() if len(drawn) else drawn
 
 
 def paired_distance(made: Moments, true: Moments) -> float:
@@ -143,7 +174,7 @@ def paired_distance(made: Moments, true: Moments) -> float:
     return _between(made.gaussian(everything), true.gaussian(everything))
 
 
-def _halves(rng: np.random.Generator, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _halves(rng: np.random.Generator, times: np.ndarray) -> Halves:
     """Part the recordings that are there; an odd one is in neither half. (V,) and (V,) times."""
     order = rng.permutation(np.flatnonzero(times))
     half = len(order) // 2
@@ -153,9 +184,7 @@ def _halves(rng: np.random.Generator, times: np.ndarray) -> tuple[np.ndarray, np
     return first, second
 
 
-def _mean_distance(
-    made: Moments, true: Moments, splits: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> float:
+def _mean_distance(made: Moments, true: Moments, splits: Sequence[Halves]) -> float:
     """Both ways round, over all splits."""
     pairs = [pair for one, other in splits for pair in ((one, other), (other, one))]
     return float(np.mean([_between(made.gaussian(a), true.gaussian(b)) for a, b in pairs]))

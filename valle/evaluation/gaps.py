@@ -14,7 +14,11 @@ BOTH_SIDES, WRONG_AFTER, BEFORE_ALONE = "both sides", "another piece after", "be
 
 
 def gap_costs(
-    model: AudioLM, codes: Tensor, lens: Tensor, others: Tensor, other_lens: Tensor
+    model: AudioLM,
+    codes: Tensor,
+    lens: Tensor,
+    others: Tensor | None = None,
+    other_lens: Tensor | None = None,
 ) -> dict[str, FrameCosts]:
     """Score the same frames, the middle of each row, in three ways.
 
@@ -26,17 +30,18 @@ def gap_costs(
       model: one that fills gaps, in eval mode.
       codes: (B, T, Q) with `lens` (B,).
       others: (B, T', Q) of another piece each, with `other_lens` (B,); what lies there at the place
-        of a row's `after` is shown in its stead, as many frames as there are of both.
+        of a row's `after` is shown in its stead, as many frames as there are of both. None: there
+        is no other piece.
 
     Returns:
-      `BOTH_SIDES`, `WRONG_AFTER` and `BEFORE_ALONE`, each with the costs of all gaps.
+      `BOTH_SIDES`, `WRONG_AFTER` (with `others`) and `BEFORE_ALONE`, each with the costs of all
+      gaps.
     """
     split = split_gaps(codes, lens, *middle_gaps(lens))
-    contexts = {
-        BOTH_SIDES: split,
-        WRONG_AFTER: _followed_by(split, others, other_lens),
-        BEFORE_ALONE: split._replace(after_lens=torch.zeros_like(lens)),
-    }
+    contexts = {BOTH_SIDES: split}
+    if others is not None and other_lens is not None:
+        contexts[WRONG_AFTER] = _followed_by(split, others, other_lens)
+    contexts[BEFORE_ALONE] = split._replace(after_lens=torch.zeros_like(lens))
     return {name: frame_costs(model, *context) for name, context in contexts.items()}
 
 

@@ -8,6 +8,7 @@ Letters: B batch, S prompt frames, T target frames, Q quantizers, V codes, K bin
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from valle.data.prompt import PromptSplit, take_rows
 from valle.models import AudioLM
 from valle.modules.losses import target_ranks
 from valle.modules.masks import length_mask
+
+_MOST_NATS = math.log(sys.float_info.max)
 
 
 class FrameCosts(NamedTuple):
@@ -89,8 +92,8 @@ class Likelihood:
 
     @property
     def perplexity(self) -> list[float]:
-        """Among how many equally likely codes the choice was as hard."""
-        return [math.exp(nats) for nats in self.nats]
+        """Among how many equally likely codes the choice was as hard; infinity beyond a float."""
+        return [math.exp(nats) if nats < _MOST_NATS else math.inf for nats in self.nats]
 
     def bits_a_second(self, frame_rate: float) -> float:
         """Of all quantizers: what a second of sound takes if the model compresses its codes."""
@@ -134,11 +137,18 @@ class LikelihoodMeter:
         """Of all frames.
 
         Raises:
-          ValueError: Nothing was added.
+          ValueError: Nothing was added, or costs that are not finite.
         """
         if not int(self._counts.sum()):
             raise ValueError("no frame was scored: were all cuts shorter than their prompts?")
-        return _means(self._sums.sum(0), int(self._counts.sum()))
+        found = _means(self._sums.sum(0), int(self._counts.sum()))
+        if not all(map(math.isfinite, found.nats)):
+            nats = ", ".join(f"{value:g}" for value in found.nats)
+            raise ValueError(
+                f"costs of the quantizers are {nats} nats a frame, expected finite numbers: are "
+                "the model's weights finite, and its numbers of a type that holds its logits?"
+            )
+        return found
 
 
 def _means(sums: Tensor, count: int) -> Likelihood:

@@ -7,17 +7,11 @@ scores by three controls: another piece, noise, and a frozen loop.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from valle.evaluation.bootstrap import Interval
-from valle.evaluation.comparisons import (
-    FRECHET,
-    Comparison,
-    Measure,
-    area_under_curve,
-    measures_for,
-)
+from valle.evaluation.comparisons import Comparison
 from valle.evaluation.continuations import (
-    CONTROLS,
     GENERATED,
     TRUE,
     Continuation,
@@ -30,6 +24,7 @@ from valle.evaluation.continuations import (
 )
 from valle.evaluation.embeddings import OFFLINE, Embedding, get_embedding
 from valle.evaluation.frechet import paired_distance
+from valle.evaluation.measures import Measure, measures_for
 from valle.evaluation.traits import Traits, measure_traits
 
 __all__ = [
@@ -37,6 +32,7 @@ __all__ = [
     "Interval",
     "Measure",
     "Passage",
+    "compare_passages",
     "evaluate_passages",
     "fast_measures",
     "measures_for",
@@ -87,18 +83,44 @@ def evaluate_passages(
     Raises:
       ValueError: passages that cannot be measured, or an embedding that cannot be had.
     """
-    rows: dict[str, Row] = {TRUE: true_row(passages), GENERATED: generated_row(passages)}
-    chosen = _embeddings(embeddings, sampling_rate, generator_codec)
+    comparison = compare_passages(
+        passages,
+        sampling_rate,
+        frame_rate,
+        embeddings=embeddings,
+        seed=seed,
+        controls=controls,
+        generator_codec=generator_codec,
+    )
+    return comparison.intervals(seed, num_resamples)
+
+
+def compare_passages(
+    passages: Sequence[Passage],
+    sampling_rate: int,
+    frame_rate: float,
+    *,
+    embeddings: Sequence[str | Embedding] = OFFLINE,
+    seed: int = 42,
+    controls: bool = True,
+    generator_codec: str | None = None,
+) -> Comparison:
+    """Measure every sound once, for both `evaluate_passages` and `separation`.
+
+    Arguments and errors as in `evaluate_passages`; an embedding may be given that is ready, too.
+
+    Returns:
+      What has `intervals(seed, num_resamples)` and, with the controls, `separation(seed)`.
+    """
+    chosen = [
+        get_embedding(each, sampling_rate, generator_codec) if isinstance(each, str) else each
+        for each in embeddings
+    ]
     check_passages(passages, frame_rate)
+    rows: dict[str, Row] = {TRUE: true_row(passages), GENERATED: generated_row(passages)}
     if controls:
         rows |= control_rows(passages, sampling_rate, frame_rate, seed)
-    table = _compare(passages, rows, sampling_rate, frame_rate, chosen)
-    return {
-        row: {
-            key: table.interval(key, row, seed, num_resamples) for key in measures_for(embeddings)
-        }
-        for row in rows
-    }
+    return _compare(passages, rows, sampling_rate, frame_rate, chosen)
 
 
 def separation(
@@ -119,21 +141,16 @@ def separation(
       control's, 0.5: none can tell); for Fréchet distances how many times the floor the control's
       distance is (nan for another piece, which is no other set).
     """
-    check_passages(passages, frame_rate)
-    rows = {TRUE: true_row(passages), **control_rows(passages, sampling_rate, frame_rate, seed)}
-    chosen = _embeddings(embeddings, sampling_rate, generator_codec)
-    table = _compare(passages, rows, sampling_rate, frame_rate, chosen)
-    return {
-        key: {control: _separation(table, key, measure, control, seed) for control in CONTROLS}
-        for key, measure in measures_for(embeddings).items()
-    }
-
-
-def _separation(table: Comparison, key: str, measure: Measure, control: str, seed: int) -> float:
-    if key.startswith(FRECHET):
-        floor = table.interval(key, TRUE, seed, 0).mean
-        return table.interval(key, control, seed, 0).mean / floor
-    return area_under_curve(table.values(key, TRUE), table.values(key, control), measure.better)
+    without_samples = [replace(passage, samples=(), sample_codes=()) for passage in passages]
+    comparison = compare_passages(
+        without_samples,
+        sampling_rate,
+        frame_rate,
+        embeddings=embeddings,
+        seed=seed,
+        generator_codec=generator_codec,
+    )
+    return comparison.separation(seed)
 
 
 def fast_measures(
@@ -162,12 +179,6 @@ def fast_measures(
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def _embeddings(
-    names: Sequence[str], sampling_rate: int, generator_codec: str | None
-) -> list[Embedding]:
-    return [get_embedding(name, sampling_rate, generator_codec) for name in names]
-
-
 def _compare(
     passages: Sequence[Passage],
     rows: dict[str, Row],
@@ -175,15 +186,16 @@ def _compare(
     frame_rate: float,
     embeddings: Sequence[Embedding],
 ) -> Comparison:
-    def traits(row: Row) -> list[list[Traits]]:
+    def traits(row: Row, embeddings: Sequence[Embedding]) -> list[list[Traits]]:
         return [
             [measure_traits(made, sampling_rate, frame_rate, embeddings) for made in continuations]
             for continuations in row
         ]
 
-    prompts = traits([(Continuation(p.prompt, p.true_codes[:0]),) for p in passages])
+    # no measure embeds a prompt
+    prompts = traits([(Continuation(p.prompt, p.true_codes[:0]),) for p in passages], [])
     return Comparison(
         [passage.recording for passage in passages],
         [prompt for (prompt,) in prompts],
-        {name: traits(row) for name, row in rows.items()},
+        {name: traits(row, embeddings) for name, row in rows.items()},
     )

@@ -105,9 +105,15 @@ def _free_name(path: Path) -> Path:
 
 
 def _map_values(value: Any, change: Callable[[str], str]) -> Any:
-    """The same with changed texts (not keys); infinity and NaN, which JSON lacks, become text."""
+    """The same with changed texts; infinity and NaN, which JSON lacks, become text.
+
+    A key is changed where it holds a path: others are names that programs look for.
+    """
     if isinstance(value, dict):
-        return {key: _map_values(item, change) for key, item in value.items()}
+        return {
+            change(key) if "/" in key else key: _map_values(item, change)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_map_values(item, change) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -28,9 +28,10 @@ import tempfile
 from pathlib import Path
 
 from evaluation_comparison import as_table, compare, write_comparison
+from evaluation_json import Evaluation, as_json
 from evaluation_likelihood import Scores, score_likelihood
 from evaluation_players import SCRIPT, STYLE
-from evaluation_report import Evaluation, as_json, as_markdown, sections_of
+from evaluation_report import as_markdown, sections_of
 from evaluation_sounds import Sounds, measure_sounds, prepare_sounds
 from evaluation_subject import open_subject
 from generation_flags import add_sampling_arguments, add_window_arguments
@@ -43,6 +44,7 @@ from valle.utils.html import page
 from valle.utils.plot import can_draw
 
 PARTS = ("likelihood", "sounds")
+MOST_SEC = 1e6  # eleven days: no recording is longer, and frames can still be counted
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -91,7 +93,7 @@ def add_likelihood_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="*",
         help="score what follows the longest of these prompts after each of them; default: a "
-        "quarter, half and all of --prompt-duration",
+        "quarter, half and all of --prompt-duration, as far as a cut outlasts them",
     )
     add("--batch-duration", type=float, default=60.0, help="seconds of cuts scored at a time")
 
@@ -120,14 +122,33 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
       ValueError, OSError: The message names the flag.
     """
-    for name in ("num_prompts", "num_samples", "batch_size"):
-        if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
-    for name in ("prompt_duration", "max_duration", "bin_sec", "batch_duration"):
-        if not getattr(args, name) > 0:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} must be above 0 s, got {getattr(args, name):g}")
+    least = {"num_prompts": 1, "num_samples": 1, "batch_size": 1, "num_shown": 0, "seed": 0}
+    for name, minimum in least.items():
+        if getattr(args, name) < minimum:
+            raise ValueError(f"{_flag(name)} must be {minimum} or more, got {getattr(args, name)}")
+    seconds = {
+        name: [getattr(args, name)]
+        for name in ("prompt_duration", "max_duration", "bin_sec", "batch_duration")
+    }
+    for name, values in {**seconds, "prompt_seconds": args.prompt_seconds or []}.items():
+        for value in values:
+            if not 0 < value <= MOST_SEC:  # not so of NaN either
+                raise ValueError(
+                    f"{_flag(name)} must be above 0 s, and {MOST_SEC:g} s at most, got {value:g}"
+                )
+    check_output_dir(args)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_output_dir(args: argparse.Namespace) -> None:
+    """Make the folder.
+
+    Raises:
+      OSError: It cannot be written to.
+    """
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=args.output_dir):
@@ -144,7 +165,10 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
     stage = prepare_sounds(subject, args) if "sounds" in args.parts else None
     scores: Scores | None = None
     if "likelihood" in args.parts:
-        scores = score_likelihood(subject, args.bin_sec, args.prompt_seconds)
+        asked = args.prompt_seconds is not None
+        usual = [args.prompt_duration * share for share in (0.25, 0.5, 1)]
+        lengths = args.prompt_seconds if asked else usual
+        scores = score_likelihood(subject, args.bin_sec, lengths, asked)
     sounds: Sounds | None = None
     if stage is not None:
         sounds = measure_sounds(subject, stage, args)
@@ -170,8 +194,6 @@ def write(evaluation: Evaluation, output_dir: Path) -> Path:
 def report(args: argparse.Namespace) -> None:
     """Evaluate one checkpoint."""
     args.output_dir = args.output_dir or args.checkpoint.parent / "evaluation"
-    if args.prompt_seconds is None:
-        args.prompt_seconds = [args.prompt_duration * share for share in (0.25, 0.5, 1)]
     check_arguments(args)
     path = write(evaluate(args), args.output_dir)
     size = path.stat().st_size / MIB

@@ -15,7 +15,8 @@ from experiment_mismatches import differing_settings, mismatches
 from run_settings import as_text
 
 from valle.evaluation import Interval, measures_for
-from valle.evaluation.comparisons import FRECHET
+from valle.evaluation.bootstrap import NOTHING as NO_INTERVAL
+from valle.evaluation.measures import FRECHET
 from valle.utils.files import written_whole
 from valle.utils.plot import import_pyplot
 from valle.utils.tables import Table, as_markdown
@@ -123,8 +124,10 @@ def sound_table(comparison: Comparison) -> Table | None:
 def _interval(values: Sequence[float | None] | None) -> Interval:
     """Of mean, low, high and number, as a file has them; of nothing, one that counts nothing."""
     mean, low, high, num = values or (None, None, None, None)
-    if mean is None or low is None or high is None:
-        return Interval(math.nan, math.nan, math.nan, 0)
+    if mean is None:
+        return NO_INTERVAL
+    if low is None or high is None:
+        low = high = math.nan
     return Interval(mean, low, high, int(num or 0))
 
 

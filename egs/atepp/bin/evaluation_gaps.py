@@ -44,8 +44,8 @@ def score_gaps(subject: Subject, frame_rate: float) -> dict[str, Likelihood]:
     """
     meters: dict[str, LikelihoodMeter] = {}
     num_last = round(_END_SEC * frame_rate)
-    for codes, lens, others, other_lens in _with_others(subject):
-        for name, costs in gap_costs(subject.model, codes, lens, others, other_lens).items():
+    for batch in _with_others(subject):
+        for name, costs in gap_costs(subject.model, *batch).items():
             meters.setdefault(name, LikelihoodMeter(1)).add(costs)
             left = costs.frames.flip(1).cumsum(1).flip(1)  # frames to the end of the gap
             last = costs._replace(frames=costs.frames & (left <= num_last))
@@ -53,23 +53,31 @@ def score_gaps(subject: Subject, frame_rate: float) -> dict[str, Likelihood]:
     return {name: meters[name].overall() for name in sorted(meters, key=lambda n: "last" in n)}
 
 
-def _with_others(subject: Subject) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches of held-out cuts beside as many of other recordings: codes and lengths of both."""
+def _with_others(subject: Subject) -> Iterator[list[Tensor]]:
+    """Batches of held-out cuts, codes and lengths; then the same of as many of other recordings.
+
+    Where all cuts are of one recording there are no others, and a batch is of two.
+    """
     cuts = list(subject.data.survey(subject.held_out(), *subject.limits).cuts)
     rows = [cut_codes(cut) for cut in cuts]
-    names = [cut.recording_id for cut in cuts]
+    nexts = next_others([cut.recording_id for cut in cuts])
     for start in tqdm(range(0, len(rows), _BATCH_SIZE), desc="gaps", unit="batch", disable=None):
-        part = range(start, min(start + _BATCH_SIZE, len(rows)))
-        others = [rows[_next_other(names, i)] for i in part]
-        batch = (*collate_codes([rows[i] for i in part]), *collate_codes(others))
-        codes, lens, other_codes, other_lens = (t.to(subject.device) for t in batch)
-        yield codes, lens.long(), other_codes, other_lens.long()
+        part = slice(start, start + _BATCH_SIZE)
+        batch = [*collate_codes(rows[part])]
+        if nexts:
+            batch += collate_codes([rows[i] for i in nexts[part]])
+        yield [tensor.to(subject.device) for tensor in batch]
 
 
-def _next_other(names: Sequence[str], index: int) -> int:
-    """The next row of another recording; the row itself if there is none."""
-    order = [(index + step) % len(names) for step in range(len(names))]
-    return next((i for i in order if names[i] != names[index]), index)
+def next_others(names: Sequence[str]) -> list[int]:
+    """For each row the next one of another recording; empty if all are of one."""
+    if len(set(names)) < 2:
+        return []
+    num = len(names)
+    return [
+        next(j % num for j in range(i + 1, i + num) if names[j % num] != names[i])
+        for i in range(num)
+    ]
 
 
 # What was made in gaps
@@ -78,15 +86,15 @@ def _next_other(names: Sequence[str], index: int) -> int:
 def measure_gaps(
     made: Sequence[Made], gap: Gap, hop_length: int, sampling_rate: int, seed: int
 ) -> dict[str, dict[str, Interval]]:
-    """Of in-filled gaps, of the true ones, and of what lies there in another piece.
+    """Of in-filled gaps, of the true ones, and of what lies there in another of two pieces or more.
 
     Where the true content is compared with itself there is nothing to measure.
     """
     start, stop = gap.start * hop_length, gap.stop * hop_length
     rows: dict[str, list[tuple[Tensor, Tensor, str]]] = {INFILLED: [], TRUE: [], ANOTHER: []}
     recordings = [one.passage.recording for one in made]
-    for i, one in enumerate(made):
-        other = made[_next_other(recordings, i)].true[start:stop]
+    for i, (one, nearest) in enumerate(zip(made, next_others(recordings), strict=True)):
+        other = made[nearest].true[start:stop]
         spliced = torch.cat([one.true[:start], other, one.true[stop:]])
         rows[INFILLED] += [(sound, one.true, recordings[i]) for sound in one.infilled]
         rows[TRUE].append((one.true, one.true, recordings[i]))

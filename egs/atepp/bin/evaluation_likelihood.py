@@ -3,7 +3,8 @@
 Letters: B batch, T frames, Q quantizers.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,16 +48,19 @@ Batches = list[tuple[torch.Tensor, torch.Tensor]]
 """Codes (B, T, Q) with the lengths of their rows (B,)."""
 
 
-def score_likelihood(subject: Subject, bin_sec: float, prompt_sec: list[float]) -> Scores:
+def score_likelihood(
+    subject: Subject, bin_sec: float, prompt_sec: Sequence[float], asked: bool
+) -> Scores:
     """Score the model and the n-grams.
 
     Args:
       subject: Whose model, on whose held-out cuts.
       bin_sec: Seconds of a bin of the table by position.
       prompt_sec: Score what follows the longest of these prompts after each of them.
+      asked: Whether somebody asked for these lengths; of others the fitting ones are taken.
 
     Raises:
-      ValueError, OSError: Tokens that cannot be used.
+      ValueError, OSError: Tokens that cannot be used, or a length asked for that does not fit.
     """
     data, model, ratio = subject.data, subject.model, subject.checkpoint["prompt_ratio"]
     survey = data.survey(subject.held_out(), *subject.limits)
@@ -64,6 +68,7 @@ def score_likelihood(subject: Subject, bin_sec: float, prompt_sec: list[float]) 
     frame_rate = survey.codec.frame_rate if survey.codec is not None else None
     loader = data.valid_dataloader(survey.cuts)
     batches = [(b["audio_features"], b["audio_features_lens"]) for b in loader]
+    prompts = fitting_prompts(prompt_sec, asked, batches, frame_rate)
     meter = LikelihoodMeter(bin_frames(bin_sec, frame_rate))
     for codes, lens in tqdm(batches, desc="likelihood", unit="batch", disable=None):
         split = split_prompt(codes, lens, ratio)
@@ -75,7 +80,7 @@ def score_likelihood(subject: Subject, bin_sec: float, prompt_sec: list[float]) 
     if frame_rate is not None:
         bins = enumerate(meter.by_position())
         scores.by_position = {k * meter.bin_frames / frame_rate: found for k, found in bins}
-        scores.by_prompt = after_prompts(model, batches, prompt_sec, frame_rate, subject.device)
+        scores.by_prompt = after_prompts(model, batches, prompts, subject.device)
         if model.config.infills:
             scores.gaps = score_gaps(subject, frame_rate)
     return scores
@@ -115,15 +120,35 @@ def bin_frames(seconds: float, frame_rate: float | None) -> int:
     return max(1, round(seconds * frame_rate)) if frame_rate is not None else 1
 
 
-def after_prompts(
-    model: AudioLM, batches: Batches, seconds: list[float], frame_rate: float, device: torch.device
-) -> dict[float, Likelihood]:
-    """The same frames after prompts of several lengths.
+def fitting_prompts(
+    seconds: Sequence[float], asked: bool, batches: Batches, frame_rate: float | None
+) -> dict[float, int]:
+    """Lengths of prompts in seconds and in frames, shortest first; none without a frame rate.
 
     Raises:
-      ValueError: A prompt shorter than a frame, or no cut longer than the longest.
+      ValueError: A length that was asked for is below a frame, or no cut outlasts it.
     """
+    if frame_rate is None:
+        return {}
     lengths = {length: round(length * frame_rate) for length in sorted(seconds)}
+    longest = max(int(lens.max()) for _, lens in batches)
+    unfit = [length for length, num_frames in lengths.items() if not 1 <= num_frames < longest]
+    if unfit:
+        told = ", ".join(f"{length:g}" for length in unfit)
+        why = (
+            f"a prompt takes a frame of {1 / frame_rate:.3g} s or more, and the longest cut must "
+            f"outlast it, which has {longest / frame_rate:g} s"
+        )
+        if asked:
+            raise ValueError(f"--prompt-seconds {told} cannot be scored: {why}")
+        logging.info(f"likelihood after prompts of {told} s is left out: {why}")
+    return {length: num for length, num in lengths.items() if length not in unfit}
+
+
+def after_prompts(
+    model: AudioLM, batches: Batches, lengths: Mapping[float, int], device: torch.device
+) -> dict[float, Likelihood]:
+    """The same frames after prompts of several lengths, as `fitting_prompts` gives them."""
     found = {}
     for length, num_frames in tqdm(lengths.items(), desc="prompt lengths", disable=None):
         meter = LikelihoodMeter(1)

@@ -1,21 +1,18 @@
-"""An evaluation as JSON, as Markdown, and as sections of a page."""
+"""An evaluation as sections of a page, and as Markdown."""
 
 import html
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import evaluation_gaps
-import evaluation_likelihood
 from evaluation_curves import draw_likelihood, draw_training, loss_curves
+from evaluation_json import Evaluation
 from evaluation_likelihood import Scores
 from evaluation_passages import Made, gap_of
 from evaluation_players import Player, Row, listening
 from evaluation_sounds import Sounds
-from evaluation_subject import Subject, sha256
+from evaluation_subject import Subject
 from evaluation_tables import (
-    Rows,
     gap_costs_table,
     gap_table,
     measure_table,
@@ -29,76 +26,18 @@ from run_settings import events_folder
 
 from valle.evaluation import Measure
 from valle.utils import tables
-from valle.utils.env import get_env_info
 from valle.utils.html import Section
-from valle.utils.run_record import shareable
 from valle.utils.tables import Table
 
 INTERVALS = (
     "Each cell: the mean, and in brackets where 95 % of the means lie when recordings are drawn "
-    "anew."
+    "anew; of one recording the mean alone."
 )
 DIRECTIONS = {
     "low": "Lower is better.",
     "high": "Higher is better.",
     "near true": "Best as near as can be to the true sound's.",
 }
-
-
-@dataclass
-class Evaluation:
-    """What was found; a part that was not asked for is None."""
-
-    settings: dict[str, Any]
-    subject: Subject
-    scores: Scores | None
-    sounds: Sounds | None
-
-
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of evaluation.json, in plain types; it names no person and no machine."""
-    subject, sounds = evaluation.subject, evaluation.sounds
-    settings = dict(evaluation.settings)
-    facts: dict[str, Any] = {"environment": get_env_info(), "device": subject.device.type}
-    content: dict[str, Any] = {"command": settings.pop("command"), "settings": settings}
-    content["checkpoint"] = describe_checkpoint(subject)
-    if evaluation.scores is not None:
-        content["likelihood"] = evaluation_likelihood.as_json(evaluation.scores)
-    if sounds is not None:
-        facts["passages"] = sounds.stage.held.facts | {"names": sounds.stage.held.names}
-        content["sounds"] = _plain(sounds.rows)
-        content["separation"] = {key: _without_nan(row) for key, row in sounds.separation.items()}
-        if sounds.gaps:
-            content["gaps"] = _plain(sounds.gaps)
-    return shareable(content | {"facts": facts})
-
-
-def describe_checkpoint(subject: Subject) -> dict[str, Any]:
-    """Which weights these are."""
-    checkpoint = subject.checkpoint
-    return {
-        "path": subject.path,
-        "sha256": sha256(subject.path),
-        "epoch": checkpoint.get("cur_epoch"),
-        "step": checkpoint.get("batch_idx_train"),
-        "num_parameters": sum(p.numel() for p in subject.model.parameters()),
-        "config": asdict(subject.model.config),
-        "codec": checkpoint.get("codec"),
-    }
-
-
-def _plain(rows: Rows) -> dict[str, dict[str, list[float | None]]]:
-    """Intervals as lists; None where there was nothing to measure, as JSON has no NaN."""
-    return {
-        name: {
-            key: list(_without_nan(interval._asdict()).values()) for key, interval in row.items()
-        }
-        for name, row in rows.items()
-    }
-
-
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def as_markdown(sections: Sequence[Section]) -> str:
@@ -181,9 +120,11 @@ def sound_sections(sounds: Sounds, with_pictures: bool) -> list[Section]:
         Section(
             "What the measures can tell",
             "How often a true passage scores better than one of a control: 1 is always, and where "
-            "it is 0.5 the measure cannot tell them apart. Of a Fréchet distance, which is of all "
-            "passages at once: how many times the true sound's it is. A dash: nothing to measure, "
-            "as of likeness within a recording where each has but one passage.",
+            "it is 0.5 the measure cannot tell them apart; where near true is best, the better of "
+            "both directions counts, so that chance lies above 0.5 with few passages. Of a Fréchet "
+            "distance, which is of all passages at once: how many times the true sound's it is. A "
+            "dash: nothing to measure, as of likeness within a recording where each has but one "
+            "passage.",
             [separation_table(sounds.separation, sounds.measures)],
         ),
     ]

@@ -2,8 +2,11 @@
 
 import argparse
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+import torch
 from evaluation_gaps import measure_gaps
 from evaluation_passages import (
     HeldOut,
@@ -17,9 +20,14 @@ from evaluation_passages import (
 from evaluation_subject import Subject
 from generation_flags import load_codec
 
-from valle.data import Codec
-from valle.evaluation import Interval, Measure, evaluate_passages, measures_for, separation
+from valle.data import Codec, codec_of
+from valle.evaluation import Embedding, Interval, Measure, compare_passages, get_embedding
 from valle.evaluation.continuations import LOOP_SEC
+from valle.evaluation.embeddings import windows
+from valle.evaluation.frechet import fewest_vectors
+from valle.utils.run_record import anonymous
+
+NUM_RESAMPLES = 1000
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Stage:
     codec: Codec
     held: HeldOut
     sizes: Sizes
+    embeddings: list[Embedding]
 
 
 @dataclass
@@ -55,7 +64,7 @@ class Sounds:
 
 
 def prepare_sounds(subject: Subject, args: argparse.Namespace) -> Stage:
-    """Load the codec, choose the passages, check the flags.
+    """Load the codec and the embeddings, choose the passages, check the flags.
 
     Raises:
       ValueError, OSError: One of them cannot be had.
@@ -72,9 +81,45 @@ def prepare_sounds(subject: Subject, args: argparse.Namespace) -> Stage:
             f"--max-duration is {args.max_duration:g} s: to be measured, sound must last "
             f"{shortest:g} s or more"
         )
+    tokens_codec = codec_of(subject.held_out())
+    if tokens_codec is not None:
+        codec.info.check_same(tokens_codec, f"tokens in {args.manifest_dir}")
     held = choose_passages(subject, sizes, args.num_prompts, rate)
     make_options(args, subject, sizes, rate)
-    return Stage(codec, held, sizes)
+    embeddings = load_embeddings(args.embeddings, codec)
+    stage = Stage(codec, held, sizes, embeddings)
+    for warning in few_vectors(stage, args.seed):
+        logging.warning(warning)
+    return stage
+
+
+def load_embeddings(names: Sequence[str], codec: Codec) -> list[Embedding]:
+    """One of each name; a home folder in it becomes ~, as the name stands in what is given away.
+
+    Raises:
+      ValueError, ImportError: One of them cannot be had.
+    """
+    rate, fingerprint = codec.sampling_rate, codec.info.fingerprint
+    found = [get_embedding(name, rate, fingerprint) for name in dict.fromkeys(names)]
+    shown = anonymous()
+    return [replace(embedding, name=shown(embedding.name)) for embedding in found]
+
+
+def few_vectors(stage: Stage, seed: int) -> list[str]:
+    """Which Fréchet distances there cannot be, as half of the recordings has too few vectors."""
+    held, rate = stage.held, stage.codec.sampling_rate
+    num_windows = len(windows(torch.zeros(stage.sizes[1] * stage.codec.hop_length), rate))
+    names = sorted(set(held.recordings))
+    counts = np.array([held.recordings.count(name) * num_windows for name in names])
+    fewest = fewest_vectors(counts, seed)
+    sizes = {each.name: each(torch.zeros(rate)).shape[1] for each in stage.embeddings}
+    return [
+        f"no Fréchet distance, {name}: it needs more than {size} vectors, one for each dimension, "
+        f"and half of the recordings has {fewest:g}; give more --num-prompts (now "
+        f"{len(held.names)} passages of {len(names)} recordings) or a longer --max-duration"
+        for name, size in sizes.items()
+        if fewest <= size
+    ]
 
 
 def measure_sounds(subject: Subject, stage: Stage, args: argparse.Namespace) -> Sounds:
@@ -85,16 +130,19 @@ def measure_sounds(subject: Subject, stage: Stage, args: argparse.Namespace) -> 
         f"in {held.num_cuts} {subject.split} cuts, from {len(set(held.recordings))} recordings"
     )
     made = make_passages(subject, codec, held, stage.sizes, args)
-    passages = [one.passage for one in made]
-    rates = codec.sampling_rate, codec.frame_rate
-    how = {"embeddings": args.embeddings, "seed": args.seed}
-    how["generator_codec"] = codec.info.fingerprint
+    comparison = compare_passages(
+        [one.passage for one in made],
+        codec.sampling_rate,
+        codec.frame_rate,
+        embeddings=stage.embeddings,
+        seed=args.seed,
+    )
     sounds = Sounds(
         stage,
         made,
-        measures_for(args.embeddings),
-        evaluate_passages(passages, *rates, **how),
-        separation(passages, *rates, **how),
+        comparison.measures,
+        comparison.intervals(args.seed, NUM_RESAMPLES),
+        comparison.separation(args.seed),
         args.num_shown,
     )
     if subject.model.config.infills:

@@ -56,19 +56,34 @@ def open_subject(args: argparse.Namespace) -> Subject:
     """Load what the flags name.
 
     Raises:
-      ValueError, OSError: A checkpoint that cannot be used.
+      ValueError, OSError: A checkpoint that cannot be used, or weights that are not finite.
     """
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
     model = AudioLM.from_checkpoint(args.checkpoint, device, args.averaged)
     engine = Engine(model, choose_dtype(args.dtype, device))
     model.ar, model.nar = engine.ar, engine.nar
+    check_finite(model, args.checkpoint)
     data = TokenDataModule(
         _data_flags(args.manifest_dir, args.batch_duration),
         model.config.num_quantizers,
         model.config.num_audio_tokens,
     )
     return Subject(args.checkpoint, checkpoint, model, engine, data, args.split, device)
+
+
+def check_finite(model: AudioLM, path: Path) -> None:
+    """Refuse weights with which every figure would be NaN.
+
+    Raises:
+      ValueError: It names the first parameter that holds infinity or NaN.
+    """
+    for name, weights in model.named_parameters():
+        if not bool(weights.isfinite().all()):
+            raise ValueError(
+                f"{name} of {path} holds infinity or NaN as {weights.dtype}: give an earlier "
+                "checkpoint or, if that is the fault of the type of number, --dtype float32"
+            )
 
 
 def _data_flags(manifest_dir: Path, batch_sec: float) -> argparse.Namespace:

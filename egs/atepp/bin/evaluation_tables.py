@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from evaluation_likelihood import Scores
 
 from valle.evaluation import Interval, Likelihood, Measure
-from valle.evaluation.comparisons import FRECHET
+from valle.evaluation.measures import FRECHET
 from valle.evaluation.ngrams import Score
 from valle.utils.tables import Table
 
@@ -80,9 +80,11 @@ def titled(measure: Measure) -> str:
 
 
 def as_cell(interval: Interval, form: str) -> str:
-    """Mean, and in brackets where 95 % of the resampled means lie."""
+    """Mean, and in brackets where 95 % of the resampled means lie, if that is known."""
     if not interval.num:
         return "-"
+    if math.isnan(interval.low):
+        return form.format(interval.mean)
     mean, low, high = (form.format(value) for value in interval[:3])
     return f"{mean} ({low} to {high})"
 

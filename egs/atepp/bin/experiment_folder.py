@@ -32,6 +32,7 @@ class Experiment:
       curve: The validation loss over steps.
       likelihood: Of `evaluation.json`, overall: `nats` and `top1`, a number for each quantizer.
       sounds: Of `evaluation.json`: row -> measure -> mean, low, high, number of recordings.
+      passages: What these are of: names and seconds; empty where the file does not tell.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Experiment:
     curve: list[Point]
     likelihood: dict[str, list[float]]
     sounds: dict[str, dict[str, list[float | None]]]
+    passages: dict[str, Any]
 
     @property
     def num_quantizers(self) -> int:
@@ -80,9 +82,33 @@ def read_experiment(folder: Path, name: str) -> Experiment:
         best_step=best[0],
         losses=best[1],
         curve=scalars.get(_LOSS, []),
-        likelihood=evaluation.get("likelihood", {}).get("overall", {}),
+        likelihood=likelihood_of(evaluation, folder / EVALUATION),
         sounds=evaluation.get("sounds", {}),
+        passages=passages_of(evaluation),
     )
+
+
+def likelihood_of(evaluation: Mapping[str, Any], path: Path) -> dict[str, list[float]]:
+    """Of all frames.
+
+    Raises:
+      ValueError: Figures that are no numbers, as a model with NaN once had them.
+    """
+    overall = evaluation.get("likelihood", {}).get("overall", {})
+    for name in ("nats", "top1"):
+        if not all(isinstance(value, int | float) for value in overall.get(name, [])):
+            raise ValueError(
+                f"{path} has {name} of {overall[name]}, expected numbers: run evaluate.py again"
+            )
+    return overall
+
+
+def passages_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sounds are of, where they are known by name."""
+    names = evaluation.get("facts", {}).get("passages", {}).get("names")
+    settings = evaluation.get("settings", {})
+    seconds = {name: settings.get(name) for name in ("prompt_duration", "max_duration")}
+    return {"names": names} | seconds if names else {}
 
 
 def newest_record(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from experiment_folder import TRUE, Experiment
+from experiment_folder import Experiment
 from run_settings import as_text
 
 
@@ -32,11 +32,8 @@ def mismatches(experiments: Sequence[Experiment]) -> Iterator[str]:
     for name in ("train-stage", "prompt-ratio"):
         what = f"validated with another --{name}, so validation losses do not compare"
         yield from _warning(experiments, partial(_setting, name), what)
-    what = (
-        "the true music of the evaluations differs, so they are of different passages and their "
-        "figures do not compare"
-    )
-    yield from _warning(experiments, _true_music, what, told=False)
+    what = "the evaluations are of different passages, so their figures of sound do not compare"
+    yield from _warning(experiments, _passages, what, told=False)
 
 
 def _warning(
@@ -70,6 +67,5 @@ def _setting(name: str, experiment: Experiment) -> str | None:
     return None if value is None else as_text(value)
 
 
-def _true_music(experiment: Experiment) -> str | None:
-    row = experiment.sounds.get(TRUE)
-    return row and json.dumps(row, sort_keys=True)
+def _passages(experiment: Experiment) -> str | None:
+    return json.dumps(experiment.passages, sort_keys=True) if experiment.passages else None

@@ -8,8 +8,8 @@ from continued_cuts import Continued, continue_cuts
 
 from valle.data import Codec
 from valle.evaluation import Passage, fast_measures
-from valle.evaluation.comparisons import REPETITION, STYLES
 from valle.evaluation.continuations import LOOP_SEC
+from valle.evaluation.measures import REPETITION, STYLES
 from valle.evaluation.passages import FAST
 from valle.models import AudioLM
 
