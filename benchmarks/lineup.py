@@ -10,7 +10,7 @@ from peers import MusicGen, NoCache
 from torch import Tensor
 
 from valle.models import AudioLM
-from valle.models.audio_lm import AudioLMConfig
+from valle.models.config import AudioLMConfig
 from valle.modules.fused_step import why_not_fused
 from valle.modules.sampling import Sampling
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from valle.models import AudioLM
 from valle.models.ar import ARDecoder
-from valle.models.audio_lm import AudioLMConfig
+from valle.models.config import AudioLMConfig
 from valle.models.engine import Engine
 from valle.models.generation import generate_nar
 from valle.models.nar import NARDecoder

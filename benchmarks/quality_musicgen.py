@@ -19,7 +19,7 @@ from peers import musicgen_decoder
 from torch import Tensor
 
 from valle.evaluation import FrameCosts
-from valle.models.audio_lm import AudioLMConfig
+from valle.models.config import AudioLMConfig
 from valle.modules.embedding import CodeEmbedding, init_head
 from valle.modules.losses import masked_cross_entropy, target_ranks
 from valle.modules.masks import FrameRange, close_gap, length_mask

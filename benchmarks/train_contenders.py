@@ -15,7 +15,7 @@ from peers import musicgen_decoder
 from torch import Tensor, nn
 
 from valle.models import AudioLM, TrainStage
-from valle.models.audio_lm import AudioLMConfig
+from valle.models.config import AudioLMConfig
 from valle.modules.compiling import compile_layers
 from valle.modules.embedding import CodeEmbedding, SinePositions
 from valle.modules.masks import length_mask

@@ -55,7 +55,7 @@ from train_report import (
 )
 
 from valle.models import TrainStage
-from valle.models.audio_lm import AudioLMConfig
+from valle.models.config import AudioLMConfig
 from valle.modules.optim import DEFAULT_LR
 from valle.utils.dist import choose_device
 

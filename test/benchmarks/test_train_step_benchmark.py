@@ -21,7 +21,7 @@ from train_contenders import (
 )
 
 from valle.models import TrainStage
-from valle.models.audio_lm import AudioLMConfig
+from valle.models.config import AudioLMConfig
 
 CPU = torch.device("cpu")
 CONFIG = AudioLMConfig(**TINY)

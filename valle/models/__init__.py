@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from valle.models.audio_lm import AudioLM, AudioLMConfig, TrainStage
+from valle.models.audio_lm import AudioLM, TrainStage
+from valle.models.config import AudioLMConfig
 from valle.models.engine import Engine
 from valle.models.options import GenerationOptions
 from valle.modules.embedding import POSITIONS

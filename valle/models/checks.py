@@ -11,7 +11,7 @@ from torch import Tensor
 from valle.modules.masks import length_mask
 
 if TYPE_CHECKING:
-    from valle.models.audio_lm import AudioLMConfig
+    from valle.models.config import AudioLMConfig
 
 
 def check_codes(

@@ -9,8 +9,28 @@ from typing import Any
 import torch
 
 from valle.data import Codec, CodecInfo
-from valle.models.engine import STREAM_OPTIONS
+from valle.models.engine import DTYPES, STREAM_OPTIONS
 from valle.utils.cli import str2bool
+
+
+def add_subject_arguments(add: Callable[..., Any]) -> None:
+    """Which model makes music, by which codec, where, and with which random numbers."""
+    add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
+    add(
+        "--averaged",
+        type=str2bool,
+        default=False,
+        help="take the averaged weights, of a run with --average-period",
+    )
+    add("--seed", type=int, default=42)
+    add("--codec", help="folder or hub name; default: the one that the checkpoint names")
+    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    add(
+        "--dtype",
+        default="auto",
+        choices=["auto", *DTYPES],
+        help="of the weights; auto: bfloat16 where the device computes in it, else float32",
+    )
 
 
 def add_window_arguments(add: Callable[..., Any]) -> None:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from generation_flags import (
     add_sampling_arguments,
+    add_subject_arguments,
     add_window_arguments,
     load_codec,
     sampling_options,
@@ -38,7 +39,6 @@ from torch import Tensor
 
 from valle.data import Codec, RawPCM, ReaderGone, collate_codes, load_audio
 from valle.models import AudioLM, Engine, GenerationOptions
-from valle.models.engine import DTYPES
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.cli import str2bool
 from valle.utils.dist import choose_device, choose_dtype
@@ -49,28 +49,13 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
-    add(
-        "--averaged",
-        type=str2bool,
-        default=False,
-        help="take the averaged weights, of a run with --average-period",
-    )
+    add_subject_arguments(add)
     add("--audio-prompts", type=Path, nargs="*", default=[], help="sound files to continue")
     add("--num-unconditional", type=int, default=0, help="pieces out of nothing (--prepend-bos)")
     add("--prompt-duration", type=float, help="take this many seconds of each file; default: all")
     add("--num-samples", type=int, default=1, help="continuations of each prompt")
     add("--output-dir", type=Path, default=Path("infer/demo"))
     add("--batch-size", type=int, default=8, help="prompts at a time; changes no sample on a CPU")
-    add("--seed", type=int, default=42)
-    add("--codec", help="folder or hub name; default: the one that the checkpoint names")
-    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
-    add(
-        "--dtype",
-        default="auto",
-        choices=["auto", *DTYPES],
-        help="of the weights; auto: bfloat16 where the device computes in it, else float32",
-    )
     add_length_arguments(parser)
     add_sampling_arguments(parser)
     return parser

@@ -24,7 +24,12 @@ from typing import Any, NamedTuple
 
 import soundfile
 import torch
-from generation_flags import add_sampling_arguments, load_codec, sampling_options
+from generation_flags import (
+    add_sampling_arguments,
+    add_subject_arguments,
+    load_codec,
+    sampling_options,
+)
 from generation_rows import different_names, row_batches, sample_names
 from infer_output import Meter
 from torch import Tensor
@@ -33,9 +38,8 @@ from valle.data import Codec, collate_codes
 from valle.data.audio import read_mono, resample
 from valle.models import AudioLM, Engine
 from valle.models.checks import check_infills
-from valle.models.engine import DTYPES, infill_options
+from valle.models.engine import infill_options
 from valle.utils.checkpoint import read_checkpoint
-from valle.utils.cli import str2bool
 from valle.utils.dist import choose_device, choose_dtype
 from valle.utils.files import written_whole
 
@@ -57,13 +61,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
-    add(
-        "--averaged",
-        type=str2bool,
-        default=False,
-        help="take the averaged weights, of a run with --average-period",
-    )
+    add_subject_arguments(add)
     add("--audio-files", type=Path, nargs="*", default=[], help="sound files with a gap")
     add("--gap", type=span, help="START:STOP in seconds, of all --audio-files")
     add("--before", type=Path, nargs="*", default=[], help="sound files before gaps")
@@ -78,15 +76,6 @@ def get_parser() -> argparse.ArgumentParser:
     add("--num-samples", type=int, default=1, help="fillings of each gap")
     add("--output-dir", type=Path, default=Path("infill/demo"))
     add("--batch-size", type=int, default=8, help="gaps at a time; changes no sample on a CPU")
-    add("--seed", type=int, default=42)
-    add("--codec", help="folder or hub name; default: the one that the checkpoint names")
-    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
-    add(
-        "--dtype",
-        default="auto",
-        choices=["auto", *DTYPES],
-        help="of the weights; auto: bfloat16 where the device computes in it, else float32",
-    )
     add_sampling_arguments(parser)
     return parser
 
