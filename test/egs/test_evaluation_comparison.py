@@ -179,6 +179,20 @@ def test_passages_are_the_same_by_name_and_length(runs, tmp_path):
     assert "different passages" in warning
 
 
+def test_likelihoods_of_other_frames_do_not_compare(runs, tmp_path):
+    folders = [copied(runs["small"], tmp_path / name) for name in "abc"]
+    for folder, num_frames in zip(folders, (1000, 1000, 900), strict=True):
+        add_evaluation(folder)
+        path = folder / "evaluation/evaluation.json"
+        content = json.loads(path.read_text())
+        content["likelihood"]["overall"]["num_frames"] = num_frames
+        path.write_text(json.dumps(content))
+    assert not compare(folders[:2]).warnings
+    (warning,) = compare(folders[1:]).warnings
+    assert "different held-out frames" in warning
+    assert "900 frames in " in warning
+
+
 def test_files_hold_the_same(runs, tmp_path):
     judged = copied(runs["small"], tmp_path)
     add_evaluation(judged)

@@ -30,7 +30,8 @@ class Experiment:
       best_step: The one after which the loss was lowest.
       losses: At that step: `loss`, and where tensorboard's events are there `loss_q1` to Q.
       curve: The validation loss over steps.
-      likelihood: Of `evaluation.json`, overall: `nats` and `top1`, a number for each quantizer.
+      likelihood: Of `evaluation.json`, overall: `nats` and `top1`, a number for each quantizer, and
+        `num_frames`.
       sounds: Of `evaluation.json`: row -> measure -> mean, low, high, number of recordings.
       passages: What these are of: names and seconds; empty where the file does not tell.
     """

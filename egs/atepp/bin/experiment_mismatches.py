@@ -32,6 +32,8 @@ def mismatches(experiments: Sequence[Experiment]) -> Iterator[str]:
     for name in ("train-stage", "prompt-ratio"):
         what = f"validated with another --{name}, so validation losses do not compare"
         yield from _warning(experiments, partial(_setting, name), what)
+    what = "the likelihoods are of different held-out frames, so their nats do not compare"
+    yield from _warning(experiments, _scored_frames, what)
     what = "the evaluations are of different passages, so their figures of sound do not compare"
     yield from _warning(experiments, _passages, what, told=False)
 
@@ -65,6 +67,11 @@ def _cuts(split: str, experiment: Experiment) -> str | None:
 def _setting(name: str, experiment: Experiment) -> str | None:
     value = experiment.settings.get(name)
     return None if value is None else as_text(value)
+
+
+def _scored_frames(experiment: Experiment) -> str | None:
+    num_frames = experiment.likelihood.get("num_frames")
+    return None if num_frames is None else f"{num_frames} frames"
 
 
 def _passages(experiment: Experiment) -> str | None:
