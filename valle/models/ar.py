@@ -52,10 +52,8 @@ class ARDecoder(nn.Module):
     learned BOS frame stands between the two and predicts it, and the condition may be empty. BOS
     is a vector and not an id, so no head can emit it.
 
-    With `ahead_frames` it reads so many frames of what follows a gap before it fills it, marked by
-    a learned vector. More would not be better: a small model that read all that follows looked
-    there for what stands just before, and filled gaps worse than it continued
-    (docs/generation.md).
+    With `ahead_frames` it reads at most so many frames of what follows a gap before it fills it,
+    marked by a learned vector.
     """
 
     def __init__(

@@ -412,7 +412,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.infill_prob > 0 and args.ahead_frames < 1:
         raise ValueError(
             f"--ahead-frames {args.ahead_frames} lets nothing be read of what follows a gap: with "
-            "--infill-prob above 0 it must be 1 or more, say 25"
+            "--infill-prob above 0 it must be 1 or more (default: 1000)"
         )
     names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
 
