@@ -315,7 +315,7 @@ def open_codec(params: AttributeDict) -> Codec | None:
             raise ValueError("the manifest names no codec; give --sample-codec")
         return load_codec(params, name, "--sample-codec")
     except (ValueError, OSError, ImportError) as error:
-        logging.warning(f"No audio samples in tensorboard, and no measures of them: {error}")
+        logging.warning(f"No audio samples in tensorboard: {error} (so no measures of them either)")
         return None
 
 
