@@ -122,6 +122,7 @@ VARIANTS: dict[str, Variant] = {
         cost=every_stage_cost,
     ),
     "sine": Variant("sine positions, added to embeddings", config={"positions": "sine"}),
+    "post-norm": Variant("layer norms after the blocks", config={"norm_first": False}),
     "scored-prompts": Variant(
         "the AR half learns the prompts, too",
         forward={"score_prompts": True},
