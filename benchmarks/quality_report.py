@@ -9,6 +9,7 @@ from typing import Any
 
 from valle.evaluation import Likelihood
 from valle.utils.files import written_whole
+from valle.utils.tables import Table, as_markdown
 
 Sounds = dict[str, dict[str, list[float]]]
 
@@ -107,8 +108,7 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return as_markdown(Table(heads, lines))
 
 
 def costs_table(rows: Sequence[Row]) -> str:
