@@ -74,7 +74,8 @@ def next_logits(ar: ARDecoder, prompt: Tensor, codes: Tensor) -> Tensor:
     B, T = codes.shape
     lens = torch.full((2, B), prompt.shape[1], device=prompt.device)
     lens[1] = T
-    return ar(ar.embedding(prompt), lens[0], codes, lens[1])[:, -1].float()
+    condition, _ = ar.read(prompt, lens[0])
+    return ar(condition, codes, lens[1])[:, -1].float()
 
 
 def other_quantizers(nar: NARDecoder, prompt: Tensor, codes: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def other_quantizers(nar: NARDecoder, prompt: Tensor, codes: Tensor) -> Tensor:
     lens = torch.full((2, B), prompt.shape[1], device=prompt.device)
     lens[1] = T
     uniforms = torch.zeros(B, T, prompt.shape[2], device=prompt.device)  # greedy needs no chance
-    return generate_nar(nar, nar.embedding(prompt), lens[0], codes, lens[1], GREEDY, uniforms)
+    return generate_nar(nar, *nar.read(prompt, lens[0]), codes, lens[1], GREEDY, uniforms)
 
 
 class MusicGen(Cached):

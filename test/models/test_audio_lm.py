@@ -5,6 +5,7 @@ import torch
 from conftest import TINY, Batch, make_model
 
 from valle.models import AudioLM, AudioLMConfig
+from valle.models.condition import Condition
 from valle.utils.checkpoint import save_checkpoint
 
 HALVES = {1: "ar", 2: "nar"}
@@ -41,7 +42,7 @@ def test_ar_sees_no_future(options):
     vectors = model.ar.embedding(codes[:, :, None]).detach().requires_grad_()
     model.ar.embedding.forward = lambda codes: vectors  # watch what each output depends on
     condition = torch.randn(1, 4, 32, requires_grad=True)
-    logits = model.ar(condition, torch.tensor([4]), codes, torch.tensor([6]))
+    logits = model.ar(Condition(condition, torch.tensor([4])), codes, torch.tensor([6]))
     assert logits.shape == (1, 7, 21)
     for t in range(7):
         seen = torch.autograd.grad(logits[0, t].sum(), [condition, vectors], retain_graph=True)
@@ -55,9 +56,8 @@ def test_nar_sees_all_frames_both_ways():
     codes = torch.randint(0, 20, (1, 6, 3))
     vectors = model.nar.embedding(codes).detach().requires_grad_()
     model.nar.embedding.forward = lambda codes, num_levels: vectors
-    logits = model.nar(
-        condition, torch.tensor([4]), codes, torch.tensor([6]), stages=torch.tensor([1])
-    )
+    read = Condition(condition, torch.tensor([4]))
+    logits = model.nar(read, codes, torch.tensor([6]), stages=torch.tensor([1]))
     for t in range(6):
         seen = torch.autograd.grad(logits[0, t].sum(), [condition, vectors], retain_graph=True)
         assert all((grad[0].abs().sum(-1) > 0).all() for grad in seen)
@@ -65,14 +65,14 @@ def test_nar_sees_all_frames_both_ways():
 
 def test_nar_stage_reads_only_quantizers_below_it():
     model = make_model()
-    condition, lens = torch.randn(1, 4, 32), torch.tensor([6])
+    condition, lens = Condition(torch.randn(1, 4, 32), torch.tensor([4])), torch.tensor([6])
     codes = torch.randint(0, 20, (1, 6, 3))
     for stage in (1, 2):
-        logits = model.nar(condition, torch.tensor([4]), codes, lens, torch.tensor([stage]))
+        logits = model.nar(condition, codes, lens, torch.tensor([stage]))
         for q in range(3):
             other = codes.clone()
             other[:, :, q] = (other[:, :, q] + 1) % 20
-            moved = model.nar(condition, torch.tensor([4]), other, lens, torch.tensor([stage]))
+            moved = model.nar(condition, other, lens, torch.tensor([stage]))
             assert torch.equal(logits, moved) == (q >= stage)
 
 
@@ -81,10 +81,11 @@ def test_rows_of_different_stages_equal_rows_alone():
     condition, codes = torch.randn(4, 4, 32), torch.randint(0, 20, (4, 6, 3))
     x_lens, y_lens = torch.tensor([4, 2, 3, 4]), torch.tensor([6, 6, 3, 5])
     stages = torch.tensor([2, 1, 1, 2])
-    mixed = model.nar(condition, x_lens, codes, y_lens, stages)
+    mixed = model.nar(Condition(condition, x_lens), codes, y_lens, stages)
     for b in range(4):
         r = slice(b, b + 1)
-        alone = model.nar(condition[r], x_lens[r], codes[r], y_lens[r], stages[r])
+        read = Condition(condition[r], x_lens[r])
+        alone = model.nar(read, codes[r], y_lens[r], stages[r])
         torch.testing.assert_close(mixed[b, : y_lens[b]], alone[0, : y_lens[b]])
 
 
@@ -157,7 +158,7 @@ def test_eos_is_a_target_only_where_a_recording_ends(model, batch):
     assert never.num_frames == batch.y_lens.sum()
     assert once.num_frames == never.num_frames + 1
     x, x_lens, y, y_lens = row(batch, 0)
-    logits = model.ar(model.ar.embedding(x), x_lens, y[:, :, 0], y_lens)
+    logits = model.ar(model.ar.read(x, x_lens)[0], y[:, :, 0], y_lens)
     cost_of_eos = -logits[0, -1].log_softmax(-1)[model.eos_id]
     torch.testing.assert_close(once.total - never.total, cost_of_eos.detach())
 
@@ -328,12 +329,12 @@ def test_scored_prompts_cost_what_targets_in_their_place_would(batch, options):
     plain = model(x, x_lens, y, y_lens, train_stage=1)
     whole = model(x, x_lens, y, y_lens, train_stage=1, score_prompts=True)
     S, T = int(x_lens), int(y_lens)
-    logits, own = model.ar.forward_whole(model.ar.embedding(x), x_lens, y[:, :, 0], y_lens)
+    logits, own = model.ar.forward_whole(model.ar.read(x, x_lens)[0], y[:, :, 0], y_lens)
     assert own.shape == (1, S - 1, 21)
     # [:, s] sees the prompt up to s alone: one may end it there
     for s in range(S - 1) if not options.get("prepend_bos") else ():
-        shorter = model.ar.embedding(x[:, : s + 1]), torch.tensor([s + 1])
-        first = model.ar(*shorter, y[:, :, 0], y_lens)[:, 0]
+        shorter, _ = model.ar.read(x[:, : s + 1], torch.tensor([s + 1]))
+        first = model.ar(shorter, y[:, :, 0], y_lens)[:, 0]
         torch.testing.assert_close(own[:, s], first)
     costs = torch.nn.functional.cross_entropy(own[0], x[0, 1:, 0], reduction="sum")
     mean = (plain.loss + costs) / (T + S - 1)
@@ -346,7 +347,7 @@ def test_scored_prompts_see_no_future(options):
     model = make_model(**options)
     condition = torch.randn(1, 4, 32, requires_grad=True)
     codes, lens = torch.randint(0, 20, (1, 6)), torch.tensor([6])
-    own = model.ar.forward_whole(condition, torch.tensor([4]), codes, lens)[1]
+    own = model.ar.forward_whole(Condition(condition, torch.tensor([4])), codes, lens)[1]
     for s in range(3):
         (seen,) = torch.autograd.grad(own[0, s].sum(), [condition], retain_graph=True)
         assert (seen[0].abs().sum(-1) > 0).tolist() == [i <= s for i in range(4)]

@@ -4,6 +4,7 @@ from conftest import Batch, make_model
 
 from valle.models import Engine
 from valle.models.ar import ARState
+from valle.models.condition import Condition, Known
 from valle.modules.fused_step import FusedStep, why_not_fused
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -33,11 +34,11 @@ def test_cached_logits_equal_uncached(options, num_known, longest, fused):
     """However many codes come with the prefill, and for a device that reads the whole cache."""
     ar = make_model(**options).ar
     lens, code_lens = torch.tensor([5, 2, 4]), torch.full((3,), num_known)
-    condition, codes = torch.randn(3, 5, 32), torch.randint(0, 20, (3, 12))
+    condition, codes = Condition(torch.randn(3, 5, 32), lens), torch.randint(0, 20, (3, 12))
     cache = ar.decoder.new_cache(batch_size=3, max_len=5 + 12 + ar.num_bos)
     with torch.no_grad():
-        expected = ar(condition, lens, codes, torch.full((3,), 12))
-        logits, read = ar.prefill(condition, lens, codes[:, :num_known], code_lens, cache)
+        expected = ar(condition, codes, torch.full((3,), 12))
+        logits, read = ar.prefill(condition, Known(codes[:, :num_known], code_lens), cache)
         torch.testing.assert_close(logits, expected[:, num_known], atol=1e-4, rtol=0)
         longest = longest and longest + num_known + ar.num_bos
         step = FusedStep(ar.decoder, ar.head) if fused else None
@@ -85,7 +86,7 @@ def test_samples_share_a_prefill_and_equal_rows_of_their_own(batch, monkeypatch)
     model = make_model()
     prefill, seen = model.ar.prefill, []
     monkeypatch.setattr(
-        model.ar, "prefill", lambda *args: seen.append(len(args[0])) or prefill(*args)
+        model.ar, "prefill", lambda *args: seen.append(len(args[0].lens)) or prefill(*args)
     )
     options = SAMPLED | {"max_new_tokens": 9, "return_lens": True}
     samples, lens = model.inference(
@@ -120,7 +121,7 @@ def test_greedy_codes_are_the_models_own_predictions(model, batch):
     prompt = batch.x[:1]
     out = model.inference(prompt, max_new_tokens=9, **GREEDY)
     lens = torch.tensor([7]), torch.tensor([9])
-    logits = model.ar(model.ar.embedding(prompt), lens[0], out[:, 7:, 0], lens[1])
+    logits = model.ar(model.ar.read(prompt, lens[0])[0], out[:, 7:, 0], lens[1])
     assert torch.equal(logits[:, :9, : model.eos_id].argmax(-1), out[:, 7:, 0])
     predictions = model(prompt, lens[0], out[:, 7:], lens[1], train_stage=2).predictions
     assert torch.equal(predictions[:, :, 1:], out[:, 7:, 1:])
@@ -194,7 +195,7 @@ def test_nar_is_greedy_unless_asked(model, batch):
 
 def test_the_nar_half_passes_once_a_quantizer(model, batch):
     passes = []
-    model.nar.register_forward_hook(lambda *args: passes.append(int(args[1][4][0])))
+    model.nar.register_forward_hook(lambda *args: passes.append(int(args[1][3][0])))
     model.inference(batch.x[:1], max_new_tokens=20, ignore_eos=True)
     assert passes == [1, 2]
 

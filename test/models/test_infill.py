@@ -8,7 +8,7 @@ from conftest import Batch, make_model
 from torch import Tensor
 
 from valle.models import AudioLM, Engine
-from valle.models.condition import Ahead
+from valle.models.condition import Ahead, Condition
 from valle.models.generation import UNKNOWN
 from valle.models.infilling import Gap
 from valle.modules.fused_step import why_not_fused
@@ -71,7 +71,8 @@ def test_the_gap_sees_all_that_follows_it_and_no_later_frame_of_its_own(options)
     condition = torch.randn(1, 4, 32, requires_grad=True)
     later = torch.randn(1, 3, 32, requires_grad=True)
     ahead = Ahead(later, torch.tensor([3]), torch.tensor([10]))
-    logits = ar(condition, torch.tensor([4]), codes, torch.tensor([6]), ahead)
+    read = Condition(condition, torch.tensor([4]), ahead)
+    logits = ar(read, codes, torch.tensor([6]))
     assert logits.shape == (1, 7, 21)
     for t in range(7):
         seen = torch.autograd.grad(
@@ -86,7 +87,7 @@ def test_the_nar_half_sees_both_sides():
     sides = [torch.randn(1, n, 32, requires_grad=True) for n in (4, 3)]
     ahead = Ahead(sides[1], torch.tensor([3]), torch.tensor([10]))
     codes, lens = torch.randint(0, 20, (1, 6, 3)), (torch.tensor([4]), torch.tensor([6]))
-    logits = nar(sides[0], lens[0], codes, lens[1], torch.tensor([1]), ahead)
+    logits = nar(Condition(sides[0], lens[0], ahead), codes, lens[1], torch.tensor([1]))
     for t in range(6):
         seen = torch.autograd.grad(logits[0, t].sum(), sides, retain_graph=True)
         assert all((grad[0].abs().sum(-1) > 0).all() for grad in seen)
@@ -99,7 +100,8 @@ def test_what_follows_stands_at_its_place_in_time(gaps):
 
     def first_logits(start: int) -> Tensor:
         ahead = Ahead(vectors, row.after_lens, torch.tensor([start]))
-        return ar(ar.embedding(row.x), row.x_lens, row.y[:, :, 0], row.y_lens, ahead)[:, 0]
+        condition = Condition(ar.embedding(row.x), row.x_lens, ahead)
+        return ar(condition, row.y[:, :, 0], row.y_lens)[:, 0]
 
     assert not torch.allclose(first_logits(11), first_logits(12), atol=1e-3)
 
@@ -109,19 +111,15 @@ def test_the_halves_read_a_gaps_passage_as_one_sequence(gaps):
     nar, row = infill_model().nar, gaps.row(1)
     joined = torch.cat([nar.embedding(row.x), nar.embedding(row.y[:, :, :1])], dim=1)
     nar.embedding.forward = lambda codes, num_levels=None: joined[:, 3:]
-    logits = nar(
-        joined[:, :3],
-        row.x_lens,
-        row.y,
-        row.y_lens,
-        torch.tensor([1]),
-        Ahead(joined[:, :2] * 0.5, torch.tensor([2]), torch.tensor([0])),
-    )
+    ahead = Ahead(joined[:, :2] * 0.5, torch.tensor([2]), torch.tensor([0]))
+    condition = Condition(joined[:, :3], row.x_lens, ahead)
+    logits = nar(condition, row.y, row.y_lens, torch.tensor([1]))
     nar.embedding.forward = lambda codes, num_levels=None: torch.cat(
         [joined[:, 3:], joined[:, :2] * 0.5], dim=1
     )
     longer = torch.cat([row.y, row.y[:, :2]], dim=1)
-    whole = nar(joined[:, :3], row.x_lens, longer, row.y_lens + 2, torch.tensor([1]))
+    condition = Condition(joined[:, :3], row.x_lens)
+    whole = nar(condition, longer, row.y_lens + 2, torch.tensor([1]))
     torch.testing.assert_close(logits, whole[:, :11])
 
 

@@ -73,10 +73,9 @@ def test_a_chunk_is_the_full_pass_over_the_frames_it_hears(model, batch):
     for start in range(7, 27, 5):
         complete, heard = out[:, start - 4 : start], out[:, start : start + 8].clone()
         for q in (1, 2):
-            logits = model.nar(
-                model.nar.embedding(complete), torch.tensor([4]), heard[:, :, :q],
-                torch.tensor([heard.shape[1]]), torch.tensor([q]),
-            )  # fmt: skip
+            before, _ = model.nar.read(complete, torch.tensor([4]))
+            num_heard, stage = torch.tensor([heard.shape[1]]), torch.tensor([q])
+            logits = model.nar(before, heard[:, :, :q], num_heard, stage)
             heard[:, :, q] = logits.argmax(-1)
         assert torch.equal(heard[:, :5], out[:, start : start + 5])
 
@@ -93,10 +92,8 @@ def test_the_window_moves_by_its_stride(batch, prepend_bos):
     for (first, done), (_, next_done) in zip(moves, [*moves[1:], (0, 35)], strict=True):
         stop = min(next_done + 2, 37)
         condition, codes = out[:, first:done], out[:, done:stop, 0]
-        logits = model.ar(
-            model.ar.embedding(condition), torch.tensor([done - first]),
-            codes, torch.tensor([codes.shape[1]]),
-        )  # fmt: skip
+        before, _ = model.ar.read(condition, torch.tensor([done - first]))
+        logits = model.ar(before, codes, torch.tensor([codes.shape[1]]))
         predicted = logits[0, :, : model.eos_id].argmax(-1)
         ahead = 0 if first == 0 else 2  # these were drawn from the window before
         assert torch.equal(predicted[ahead:-1], codes[0, ahead:])
@@ -257,9 +254,8 @@ class TestEngine:
         logits = []
         for ar, fused in ((model.ar, None), (engine.ar, engine.fused)):
             cache = ar.decoder.new_cache(3, 20)
-            none = torch.zeros(3, 0, dtype=torch.long), torch.zeros(3, dtype=torch.long)
             with torch.no_grad():
-                _, lens = ar.prefill(ar.embedding(batch.x), batch.x_lens, *none, cache)
+                _, lens = ar.prefill(*ar.read(batch.x, batch.x_lens), cache)
                 state = ARState(cache, lens, 7, fused)
                 logits.append(
                     torch.stack([ar.decode_one_frame(batch.y[:, t, 0], state) for t in range(9)])

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from valle.data.prompt import PromptSplit, take_rows
-from valle.models import AudioLM
+from valle.models import AudioLM, CodecLM, Given
+from valle.models.ar import ARDecoder
+from valle.models.nar import NARDecoder
 from valle.modules.losses import target_ranks
-from valle.modules.masks import length_mask
+from valle.modules.masks import FrameRange, length_mask
 
 _MOST_NATS = math.log(sys.float_info.max)
 
@@ -39,32 +41,38 @@ class FrameCosts(NamedTuple):
 
 @torch.no_grad()
 def frame_costs(
-    model: AudioLM,
+    model: CodecLM,
     x: Tensor,
     x_lens: Tensor,
     y: Tensor,
     y_lens: Tensor,
     after: Tensor | None = None,
     after_lens: Tensor | None = None,
+    given: Given | None = None,
 ) -> FrameCosts:
     """Score targets (B, T, Q) after prompts (B, S, Q), as `AudioLM.forward` takes them.
 
-    With `after` (B, A, Q) the targets are gaps, and the model knows what follows them. The model
-    should be in eval mode. Codes alone are scored: where a recording ends is no code.
+    With `after` (B, A, Q) the targets are gaps, and what follows them is known. With `given`,
+    of `VALLE.given`, it knows text or notes of prompts and targets; prompts may then be empty. The
+    model should be in eval mode. Codes alone are scored: where a recording ends is no code.
     """
-    B, T, Q = y.shape
-    frames = length_mask(y_lens, T)
-    ahead = model.what_follows(x, x_lens, y_lens, after, after_lens)
-    heard = None if ahead is None else model.ar.look_ahead(ahead)
-    logits = model.ar(model.ar.embedding(x), x_lens, y[:, :, 0], y_lens, heard)[:, :T]
-    columns = [_costs(logits, y[:, :, 0])]
-    heard = None if ahead is None else model.nar.look_ahead(ahead)
-    prompt = model.nar.embedding(x)
-    for stage in model.nar.stages:
-        logits = model.nar(prompt, x_lens, y, y_lens, torch.full((B,), stage), heard)
-        columns.append(_costs(logits, y[:, :, stage]))
+    B, T, _ = y.shape
+    ahead = None
+    if isinstance(model, AudioLM):
+        ahead = model.what_follows(x, x_lens, y_lens, after, after_lens)
+    halves: list[ARDecoder | NARDecoder] = [model.ar, *[model.nar] * len(model.nar.stages)]
+    columns = []
+    for q, half in enumerate(halves):
+        condition, known = half.read(x, x_lens, given)
+        condition = condition._replace(ahead=None if ahead is None else half.look_ahead(ahead))
+        if isinstance(half, ARDecoder):
+            logits = half(condition, *known.then(y[:, :, 0], y_lens))
+        else:
+            logits = half(condition, *known.then(y, y_lens), torch.full((B,), q))
+        logits = FrameRange(known.lens, T).take_from(logits)
+        columns.append(_costs(logits, y[:, :, q]))
     nats, ranks = (torch.stack(parts, dim=2) for parts in zip(*columns, strict=True))
-    return FrameCosts(nats, ranks, frames)
+    return FrameCosts(nats, ranks, length_mask(y_lens, T))
 
 
 def _costs(logits: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,32 +1,64 @@
 """The models, by name, and their group of command-line flags."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from valle.models.audio_lm import AudioLM, TrainStage
-from valle.models.config import AudioLMConfig
+import torch
+
+from valle.models.audio_lm import AudioLM
+from valle.models.codec_lm import AudioLMOutput, CodecLM, TrainStage
+from valle.models.condition import Given
+from valle.models.config import PREFIX_MODES, AudioLMConfig, VALLEConfig
 from valle.models.engine import Engine
 from valle.models.options import GenerationOptions
+from valle.models.reading import CONDITIONS
+from valle.models.valle import VALLE
 from valle.modules.embedding import POSITIONS
 from valle.utils.cli import str2bool
 
 __all__ = [
+    "VALLE",
     "AudioLM",
     "AudioLMConfig",
+    "AudioLMOutput",
+    "CodecLM",
     "Engine",
     "GenerationOptions",
+    "Given",
     "TrainStage",
+    "VALLEConfig",
     "add_model_arguments",
     "get_model",
+    "load_model",
+    "model_class",
 ]
 
-MODELS = {"audio-lm": AudioLM}
+MODELS: dict[str, type[CodecLM]] = {"audio-lm": AudioLM, "valle": VALLE, "vall-e": VALLE}
+"""By the names that `--model-name` takes, in small letters; VALL-E's recipes have several."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `get_model` reads, under the names the VALL-E recipes use."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model-name", default="audio-lm", choices=list(MODELS))
+    group.add_argument(
+        "--model-name",
+        type=str.lower,
+        default="audio-lm",
+        choices=list(MODELS),
+        help="audio-lm continues audio, valle makes it of text or MIDI",
+    )
+    group.add_argument(
+        "--condition", choices=CONDITIONS, help="of valle; default: what the training cuts carry"
+    )
+    group.add_argument(
+        "--prefix-mode",
+        type=int,
+        default=VALLEConfig.prefix_mode,
+        choices=PREFIX_MODES,
+        help="of valle, what its NAR half is told whole of how it should sound: 0 nothing, 1 the "
+        "beginning of the target, 4 a prompt from elsewhere in the recording",
+    )
     group.add_argument("--decoder-dim", type=int, default=1024, help="width of the transformers")
     group.add_argument("--nhead", type=int, default=16, help="attention heads")
     group.add_argument("--num-decoder-layers", type=int, default=12, help="layers of each half")
@@ -80,9 +112,37 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dropout", type=float, default=0.1, help="of embeddings and residuals")
 
 
-def get_model(params: Any) -> AudioLM:
-    """Build the model that the flags of `add_model_arguments` describe."""
-    return MODELS[params.model_name](
+def model_class(name: str) -> type[CodecLM]:
+    """The class that `--model-name` stands for.
+
+    Raises:
+      ValueError: no model has that name.
+    """
+    if name.lower() not in MODELS:
+        raise ValueError(f"--model-name must be one of {', '.join(MODELS)}, got {name}")
+    return MODELS[name.lower()]
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", averaged: bool = False
+) -> CodecLM:
+    """The model of a checkpoint, whichever it is; see `CodecLM.from_checkpoint`."""
+    return CodecLM.from_checkpoint(path, device, averaged)
+
+
+def get_model(params: Any) -> CodecLM:
+    """Build the model that the flags of `add_model_arguments` describe.
+
+    Of what is no flag a VALLE takes `num_text_tokens` and `frame_rate` from `params`.
+    """
+    kind = model_class(params.model_name)
+    if kind is VALLE:
+        own = {name: getattr(params, name) for name in ("condition", "prefix_mode", "frame_rate")}
+        if params.condition == "text":
+            own["num_text_tokens"] = params.num_text_tokens
+    else:
+        own = {"ahead_frames": params.ahead_frames if params.infill_prob > 0 else 0}
+    return kind(
         d_model=params.decoder_dim,
         nhead=params.nhead,
         num_layers=params.num_decoder_layers,
@@ -94,5 +154,5 @@ def get_model(params: Any) -> AudioLM:
         num_audio_tokens=params.num_audio_tokens,
         dropout=params.dropout,
         positions=params.positions,
-        ahead_frames=params.ahead_frames if params.infill_prob > 0 else 0,
+        **own,
     )

@@ -2,8 +2,8 @@
 
 It continues any condition that comes as vectors and knows nothing of what these stand for.
 
-B batch, S condition frames, T target frames, A frames ahead, L = A + S + T, V codebook size,
-D model width.
+B batch, S vectors of the condition, T target frames, A frames ahead, L = A + S + T, P prompt
+frames, Q quantizers, V codebook size, D model width.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from valle.models.condition import Ahead
-from valle.modules.attention import AttentionSpan, Rotation
+from valle.models.condition import Ahead, Condition, Given, Known, Places
+from valle.models.reading import Reader
+from valle.modules.attention import AttentionSpan, Opening, Rotation
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, init_head, make_positions, place
 from valle.modules.fused_step import FusedStep
@@ -30,19 +31,20 @@ class ARState:
       longest: the longest of them where the host keeps count and all that is cached is real. None:
         every step reads the whole cache behind a mask, so that each is the same to the device.
       fused: reads a frame in one call, in the place of the layers.
-      ahead_lens: (B,) how many of the frames read come later in time; None: none.
+      num_out_of_time: (B,) by how much more has been read than the place of the next frame says;
+        None: by nothing.
     """
 
     cache: KVCache
     lens: Tensor
     longest: int | None = None
     fused: FusedStep | None = None
-    ahead_lens: Tensor | None = None
+    num_out_of_time: Tensor | None = None
 
     @property
     def places(self) -> Tensor:
         """(B,) where in time the next frame stands."""
-        return self.lens if self.ahead_lens is None else self.lens - self.ahead_lens
+        return self.lens if self.num_out_of_time is None else self.lens - self.num_out_of_time
 
 
 class ARDecoder(nn.Module):
@@ -53,7 +55,8 @@ class ARDecoder(nn.Module):
     is a vector and not an id, so no head can emit it.
 
     With `ahead_frames` it reads at most so many frames of what follows a gap before it fills it,
-    marked by a learned vector.
+    marked by a learned vector. With a `reader` the condition is text or events, and a prompt is the
+    beginning of what it predicts, of quantizer 1 alone, as in VALL-E.
     """
 
     def __init__(
@@ -69,10 +72,13 @@ class ARDecoder(nn.Module):
         dropout: float = 0.1,
         ahead_frames: int = 0,
         positions: str = "rotary",
+        reader: Reader | None = None,
     ):
         super().__init__()
         self.eos_id = codebook_size
-        self.embedding = CodeEmbedding(num_quantizers, codebook_size, d_model)
+        self.reader = reader
+        num_read = num_quantizers if reader is None else 1
+        self.embedding = CodeEmbedding(num_read, codebook_size, d_model)
         self.bos = nn.Parameter(torch.randn(d_model)) if prepend_bos else None
         self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
         self.positions = make_positions(positions, d_model, nhead, learned_scale=True)
@@ -88,36 +94,42 @@ class ARDecoder(nn.Module):
         directions = self.embedding.init_from(codebooks)
         init_head(self.head, codebooks[0], directions)
 
-    def forward(
-        self,
-        condition: Tensor,
-        condition_lens: Tensor,
-        codes: Tensor,
-        code_lens: Tensor,
-        ahead: Ahead | None = None,
-    ) -> Tensor:
+    def read(
+        self, prompts: Tensor, lens: Tensor, given: Given | None = None
+    ) -> tuple[Condition, Known]:
+        """What is read before the first new frame.
+
+        Args:
+          prompts: (B, P, Q) codes; `lens` (B,).
+          given: text or events, where the model reads these.
+
+        Returns:
+          A condition, and codes (B, P) of quantizer 1 that follow it.
+        """
+        if self.reader is None or given is None:
+            return Condition(self.embedding(prompts), lens), Known.nothing(prompts[:, :, 0])
+        places = Places(self.reader.places(given.tokens), torch.zeros_like(given.lens))
+        vectors = self.reader(given.tokens)
+        condition = Condition(vectors, given.lens, places=places, is_open=True)
+        return condition, Known(prompts[:, :, 0], lens)
+
+    def forward(self, condition: Condition, codes: Tensor, code_lens: Tensor) -> Tensor:
         """Predict each target frame from all before it (teacher forcing).
 
         Args:
-          condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
+          condition: what is read first; what lies ahead as `look_ahead` gives it.
           codes: (B, T) codes of quantizer 1; `code_lens` (B,).
-          ahead: what follows the codes, as `look_ahead` gives it.
 
         Returns:
           (B, T + 1, V + 1) logits; [:, t] predicts codes[:, t], and the one at a row's own length
           predicts what follows its last frame, which may be EOS.
         """
-        x, span, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        x, span, before = self._read(condition, codes, code_lens)
         targets = FrameRange(before - 1, codes.shape[1] + 1)
         return self.head(self.decoder(x, span, wanted=targets))
 
     def forward_whole(
-        self,
-        condition: Tensor,
-        condition_lens: Tensor,
-        codes: Tensor,
-        code_lens: Tensor,
-        ahead: Ahead | None = None,
+        self, condition: Condition, codes: Tensor, code_lens: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What `forward` returns, and the same for the condition where its frames are codes, too.
 
@@ -125,11 +137,11 @@ class ARDecoder(nn.Module):
           (B, T + 1, V + 1) logits; and (B, S - 1, V + 1), of which [:, s] predicts what stands at
           s + 1 in the condition from all before it.
         """
-        x, span, before = self._read(condition, condition_lens, codes, code_lens, ahead)
+        x, span, before = self._read(condition, codes, code_lens)
         hidden = self.decoder(x, span)
-        first = before - self.num_bos - condition_lens  # what lies ahead comes before it
+        first = before - self.num_bos - condition.lens  # what lies ahead comes before it
         targets = FrameRange(before - 1, codes.shape[1] + 1)
-        own = FrameRange(first, max(condition.shape[1] - 1, 0))
+        own = FrameRange(first, max(condition.vectors.shape[1] - 1, 0))
         return self.head(targets.take_from(hidden)), self.head(own.take_from(hidden))
 
     def look_ahead(self, codes: Ahead) -> Ahead:
@@ -138,29 +150,21 @@ class ARDecoder(nn.Module):
         ahead = codes.first(self.ahead_frames).embedded(self.embedding)
         return ahead._replace(vectors=ahead.vectors + self.ahead_mark)
 
-    def prefill(
-        self,
-        condition: Tensor,
-        condition_lens: Tensor,
-        codes: Tensor,
-        code_lens: Tensor,
-        cache: KVCache,
-        ahead: Ahead | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def prefill(self, condition: Condition, known: Known, cache: KVCache) -> tuple[Tensor, Tensor]:
         """Read a condition, and codes that follow it, into a cache.
 
         Args:
-          condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
-          codes: (B, T) codes of quantizer 1 that are known already, T may be 0; `code_lens` (B,).
+          condition: what is read first; what lies ahead as `look_ahead` gives it.
+          known: codes (B, T) of quantizer 1 that are known already, T may be 0.
           cache: of these B rows; what it holds is overwritten from the first frame on.
-          ahead: what follows all codes that will be, as `look_ahead` gives it.
 
         Returns:
           (B, V + 1) float logits of the next frame, and (B,) how many frames a row has now read.
         """
-        lens = condition_lens + self.num_bos + code_lens + (0 if ahead is None else ahead.lens)
+        ahead = condition.ahead
+        lens = condition.lens + self.num_bos + known.lens + (0 if ahead is None else ahead.lens)
         longest = int(lens.max())  # a cache may be no longer than that
-        x, span, _ = self._read(condition, condition_lens, codes, code_lens, ahead, longest)
+        x, span, _ = self._read(condition, known.codes, known.lens, longest)
         hidden = self.decoder(x, span, cache=cache, wanted=FrameRange(lens - 1, 1))
         return self.head(hidden)[:, 0].float(), lens
 
@@ -186,26 +190,24 @@ class ARDecoder(nn.Module):
         return self.embedding(codes[:, :, None])
 
     def _read(
-        self,
-        condition: Tensor,
-        condition_lens: Tensor,
-        codes: Tensor,
-        code_lens: Tensor,
-        ahead: Ahead | None,
-        longest: int | None = None,
+        self, condition: Condition, codes: Tensor, code_lens: Tensor, longest: int | None = None
     ) -> tuple[Tensor, AttentionSpan, Tensor]:
         """All that is read, in its order and at its places, (B, L, D), and who sees whom.
 
         Also (B,) how many frames of it come before the codes. L is at most `longest`.
         """
-        x, lens = self._with_bos(condition, condition_lens)
-        x, places = close_gap(x, lens, self._embed(codes), code_lens), None
-        if ahead is not None:
-            x, places = self._after(ahead, x, lens + code_lens)
-            lens = ahead.lens + lens
+        x, lens = self._with_bos(condition.vectors, condition.lens)
+        x = close_gap(x, lens, self._embed(codes), code_lens)
+        places = condition.all_places(x.shape[1])
+        if condition.ahead is not None:
+            x, places = self._after(condition.ahead, x, lens + code_lens)
+            lens = condition.ahead.lens + lens
         x, places = x[:, :longest], None if places is None else places[:, :longest]
+        opening = None
+        if condition.is_open:
+            opening = Opening.of(condition.lens, condition.vectors.shape[1], x.shape[1])
         x, rotation = self._at_positions(x, places)
-        return x, AttentionSpan(is_causal=True, rotation=rotation), lens
+        return x, AttentionSpan(is_causal=True, opening=opening, rotation=rotation), lens
 
     def _after(self, ahead: Ahead, x: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
         """What lies ahead, then `x` (B, L, D), and the places of both in time, (B, A + L)."""

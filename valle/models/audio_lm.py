@@ -1,186 +1,38 @@
 """AudioLM: continues audio, from the codes of a prompt to the codes that follow.
 
-Two transformers share the work as in VALL-E (arXiv 2301.02111), without its text: `ar` predicts
-quantizer 1 frame by frame, `nar` predicts quantizers 2 to Q, a pass a quantizer.
+It adapts VALL-E (arXiv 2301.02111), without its text: the frames of the prompt are all that the two
+halves read before those that they predict.
 
 B batch, S prompt frames, T target frames, A frames after a gap, Q quantizers, V codebook size,
 D model width.
 """
 
-from collections.abc import Iterator, Mapping
-from enum import IntEnum
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from valle.models.ar import ARDecoder
 from valle.models.checks import check_codes, check_infills
-from valle.models.condition import Ahead
+from valle.models.codec_lm import AudioLMOutput, CodecLM, TrainStage
+from valle.models.condition import Ahead, Condition
 from valle.models.config import AudioLMConfig
 from valle.models.engine import Engine
-from valle.models.generation import UNKNOWN
 from valle.models.nar import NARDecoder
-from valle.modules.losses import FrameScores, Summed, frame_scores, masked_cross_entropy
-from valle.modules.masks import length_mask
-from valle.utils.checkpoint import read_checkpoint
+
+__all__ = ["AudioLM", "AudioLMOutput", "TrainStage"]
 
 
-class TrainStage(IntEnum):
-    """Which half learns."""
-
-    BOTH = 0
-    AR = 1
-    NAR = 2
-
-
-class AudioLMOutput(NamedTuple):
-    """What `AudioLM.forward` returns.
-
-    Attributes:
-      predictions: (B, T, Q) the likeliest code of each target frame given the true ones it may
-        see; `UNKNOWN` where none was predicted (padding, a half at rest, stages not drawn).
-      loss: the scalar to minimise.
-      metrics: `Summed` per name: `loss_q1`.. and `accuracy_q1`.. per quantizer (counted from 1),
-        `ArTop10Accuracy`, `NarTop10Accuracy`.
-    """
-
-    predictions: Tensor
-    loss: Tensor
-    metrics: dict[str, Summed]
-
-
-class AudioLM(nn.Module):
+class AudioLM(CodecLM):
     """An audio continuation model over the codes of a codec.
 
     The arguments are those of `AudioLMConfig`, which says what they mean and checks them.
     """
 
-    def __init__(
-        self,
-        d_model: int = 1024,
-        nhead: int = 16,
-        num_layers: int = 12,
-        norm_first: bool = True,
-        add_prenet: bool = False,
-        num_quantizers: int = 4,
-        nar_scale_factor: float = 1.0,
-        prepend_bos: bool = False,
-        num_audio_tokens: int = 2048,
-        dropout: float = 0.1,
-        ahead_frames: int = 0,
-        positions: str = "rotary",
-    ):
-        super().__init__()
-        config = AudioLMConfig(
-            d_model=d_model,
-            nhead=nhead,
-            num_layers=num_layers,
-            norm_first=norm_first,
-            add_prenet=add_prenet,
-            num_quantizers=num_quantizers,
-            nar_scale_factor=nar_scale_factor,
-            prepend_bos=prepend_bos,
-            num_audio_tokens=num_audio_tokens,
-            dropout=dropout,
-            ahead_frames=ahead_frames,
-            positions=positions,
-        )
-        self.config = config
-        self.stage_generator = torch.Generator().manual_seed(0)
-        """Draws the NAR stages of training rows; its state belongs into checkpoints."""
-        self.ar = ARDecoder(
-            d_model=config.d_model,
-            nhead=config.nhead,
-            num_layers=config.num_layers,
-            num_quantizers=config.num_quantizers,
-            codebook_size=config.num_audio_tokens,
-            norm_first=config.norm_first,
-            add_prenet=config.add_prenet,
-            prepend_bos=config.prepend_bos,
-            dropout=config.dropout,
-            ahead_frames=config.ahead_frames,
-            positions=config.positions,
-        )
-        self.nar = NARDecoder(
-            d_model=config.nar_d_model,
-            nhead=config.nar_nhead,
-            num_layers=config.nar_num_layers,
-            num_quantizers=config.num_quantizers,
-            codebook_size=config.num_audio_tokens,
-            norm_first=config.norm_first,
-            add_prenet=config.add_prenet,
-            dropout=config.dropout,
-            positions=config.positions,
-        )
+    config_class = AudioLMConfig
 
-    @classmethod
-    def from_checkpoint(
-        cls, path: str | Path, device: str | torch.device = "cpu", averaged: bool = False
-    ) -> "AudioLM":
-        """Rebuild the model that a training checkpoint holds, in eval mode.
-
-        Args:
-          path: a file of the trainer, or of average_checkpoints.py.
-          device: where the model goes.
-          averaged: take the average of the weights that the run kept (`--average-period`).
-
-        Raises:
-          ValueError: the file is no checkpoint of an AudioLM, is damaged, or holds no average.
-        """
-        checkpoint = read_checkpoint(path)
-        if "config" not in checkpoint:
-            raise ValueError(f"{path} holds no AudioLM config; was it written by this trainer?")
-        section = "model_avg" if averaged else "model"
-        if section not in checkpoint:
-            raise ValueError(
-                f"{path} holds no averaged weights: only a run with --average-period above 0 keeps "
-                "them; take the weights as they are (averaged=False)"
-            )
-        model = cls.from_config(checkpoint["config"])
-        model.load_state_dict(checkpoint[section])  # the average is float64, parameters stay theirs
-        return model.to(device).eval()
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "AudioLM":
-        """A model, with random weights, by the `config` of a checkpoint."""
-        older = {"positions": "sine"}  # what files that do not say so were trained with
-        return cls(**(older | dict(config)))
-
-    @property
-    def eos_id(self) -> int:
-        """The id after the codes: the end of a recording. Only the AR half may emit it."""
-        return self.config.num_audio_tokens
-
-    def half_parameters(self, stage: TrainStage) -> Iterator[nn.Parameter]:
-        """The parameters that learn in a stage."""
-        if stage != TrainStage.NAR:
-            yield from self.ar.parameters()
-        if stage != TrainStage.AR:
-            yield from self.nar.parameters()
-
-    def init_embeddings(self, codebooks: Tensor) -> None:
-        """Start all embeddings and output heads from the vectors behind the codes.
-
-        The model then knows from the first step which codes are alike, which it would otherwise
-        have to learn from how often they meet.
-
-        Args:
-          codebooks: (Q, V, D_codec) vectors of the codec.
-
-        Raises:
-          ValueError: another number of quantizers or codes.
-        """
-        expected = (self.config.num_quantizers, self.config.num_audio_tokens)
-        if codebooks.dim() != 3 or codebooks.shape[:2] != expected:
-            raise ValueError(
-                f"codebooks must be {expected} vectors (num_quantizers, num_audio_tokens), "
-                f"got {tuple(codebooks.shape)}"
-            )
-        self.ar.init_embeddings(codebooks)
-        self.nar.init_embeddings(codebooks)
+    def ar_settings(self) -> dict[str, Any]:
+        return {"ahead_frames": self.config.ahead_frames}
 
     # Training
 
@@ -223,23 +75,22 @@ class AudioLM(nn.Module):
           ValueError: shapes, lengths or codes that cannot be; the message says which. Values are
             checked where that is free, on the CPU; on a GPU the loader's check must do.
         """
-        stage = TrainStage(train_stage)
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f'reduction must be "sum" or "mean", got "{reduction}"')
         x, x_lens = check_codes("x", x, x_lens, self.config, self.config.shortest_prompt)
         y, y_lens = check_codes("y", y, y_lens, self.config, min_len=1)
         ahead = self.what_follows(x, x_lens, y_lens, after, after_lens, longest)
-        predictions = [torch.full_like(y[:, :, :1], UNKNOWN), torch.full_like(y[:, :, 1:], UNKNOWN)]
-        scores = []
-        if stage != TrainStage.NAR:
-            scores.append(self._score_ar(x, x_lens, y, y_lens, y_ends, ahead, score_prompts))
-            predictions[0] = scores[-1].predictions
-        if stage != TrainStage.AR:
-            scores.append(self._score_nar(x, x_lens, y, y_lens, ahead, all_stages))
-            predictions[1] = scores[-1].predictions
-        losses = [s.loss.total if reduction == "sum" else s.loss.mean() for s in scores]
-        metrics = {name: value for s in scores for name, value in s.metrics.items()}
-        return AudioLMOutput(torch.cat(predictions, dim=2), torch.stack(losses).mean(), metrics)
+
+        def read(half: ARDecoder | NARDecoder) -> Condition:
+            condition, _ = half.read(x, x_lens)
+            return condition._replace(ahead=None if ahead is None else half.look_ahead(ahead))
+
+        prompts = (x[:, :, 0], x_lens) if score_prompts else None
+        return self.score_halves(
+            TrainStage(train_stage),
+            reduction,
+            y,
+            lambda: self.score_ar(read(self.ar), y, y_lens, y_ends, prompts),
+            lambda: self.score_nar(read(self.nar), y, y_lens, all_stages),
+        )
 
     def what_follows(
         self,
@@ -260,76 +111,6 @@ class AudioLM(nn.Module):
         if after.device.type == "cpu":  # where looking at lengths costs no wait
             longest = int((x_lens + y_lens + after_lens).max())
         return Ahead(after, after_lens, x_lens + y_lens, longest)
-
-    def _score_ar(
-        self,
-        x: Tensor,
-        x_lens: Tensor,
-        y: Tensor,
-        y_lens: Tensor,
-        y_ends: Tensor | None,
-        ahead: Ahead | None,
-        score_prompts: bool,
-    ) -> "_HalfScore":
-        """Score quantizer 1, and EOS where a target ends its recording."""
-        B, T, _ = y.shape
-        codes, own = y[:, :, 0], None
-        read = self.ar.embedding(x), x_lens, codes, y_lens
-        ahead = None if ahead is None else self.ar.look_ahead(ahead)
-        if score_prompts:
-            logits, own = self.ar.forward_whole(*read, ahead)
-        else:
-            logits = self.ar(*read, ahead)
-        logits = logits.float()
-        frames = length_mask(y_lens, T + 1)
-        targets = F.pad(codes, (0, 1)).where(frames, self.eos_id)
-        num_targets = y_lens if y_ends is None else y_lens + y_ends.to(y_lens)
-        scores = frame_scores(logits, targets, length_mask(num_targets, T + 1))
-        predictions = logits.detach().argmax(-1).where(frames, UNKNOWN)[:, :T, None]
-        metrics = _quantizer_metrics(1, scores, torch.ones_like(x_lens, dtype=torch.bool))
-        metrics["ArTop10Accuracy"] = scores.top10_accuracy.sum()
-        loss = scores.loss
-        if own is not None:
-            loss = _with_prompts(loss, own, x[:, 1:, 0], x_lens - 1)
-        return _HalfScore(loss.sum(), predictions, metrics)
-
-    def _score_nar(
-        self,
-        x: Tensor,
-        x_lens: Tensor,
-        y: Tensor,
-        y_lens: Tensor,
-        ahead: Ahead | None,
-        all_stages: bool,
-    ) -> "_HalfScore":
-        """Score quantizers 2 to Q: one drawn for each row in training, else all."""
-        B, T, Q = y.shape
-        prompt, frames = self.nar.embedding(x), length_mask(y_lens, T)
-        ahead = None if ahead is None else self.nar.look_ahead(ahead)
-        predictions = torch.full_like(y, UNKNOWN)
-        rows = torch.arange(B, device=y.device)
-        if self.training and not all_stages:
-            passes = [self.nar.draw_stages(B, self.stage_generator)]
-        else:
-            passes = [torch.full((B,), stage) for stage in self.nar.stages]
-        metrics: dict[str, Summed] = {}
-        totals, top10 = [], []
-        for stages in passes:
-            logits = self.nar(prompt, x_lens, y, y_lens, stages, ahead).float()
-            quantizers = stages.to(y.device, non_blocking=True)
-            scores = frame_scores(logits, y[rows, :, quantizers], frames)
-            predictions[rows, :, quantizers] = logits.detach().argmax(-1).where(frames, UNKNOWN)
-            for q in stages.unique().tolist():
-                metrics |= _quantizer_metrics(q + 1, scores, quantizers == q)
-            totals.append(scores.loss.total.sum())
-            top10.append(scores.top10_accuracy.sum())
-        metrics["NarTop10Accuracy"] = Summed(
-            torch.stack([s.total for s in top10]).sum(),
-            torch.stack([s.num_frames for s in top10]).sum(),
-        )
-        # the mean over passes, so that the loss is one per frame, as in training
-        loss = Summed(torch.stack(totals).mean(), frames.sum())
-        return _HalfScore(loss, predictions[:, :, 1:], metrics)
 
     # Generation
 
@@ -409,24 +190,3 @@ class AudioLM(nn.Module):
           (B, C, Q) int64, the next frames of each row, -1 past a row's end.
         """
         return Engine(self).stream(x, x_lens, **options)
-
-
-class _HalfScore(NamedTuple):
-    """Loss (with gradient), predictions (B, T, its quantizers) and metrics of one half."""
-
-    loss: Summed
-    predictions: Tensor
-    metrics: dict[str, Summed]
-
-
-def _with_prompts(targets: Summed, logits: Tensor, codes: Tensor, lens: Tensor) -> Summed:
-    """A row's mean over targets and its prompt's own codes (B, S - 1), as a sum over targets."""
-    prompts = masked_cross_entropy(logits, codes, length_mask(lens, codes.shape[1]))
-    share = targets.num_frames / (targets.num_frames + prompts.num_frames)
-    return Summed((targets.total + prompts.total) * share, targets.num_frames)
-
-
-def _quantizer_metrics(quantizer: int, scores: FrameScores, rows: Tensor) -> dict[str, Summed]:
-    """Scores of one quantizer (counted from 1) over the rows (B,) bool that belong to it."""
-    loss, accuracy, _ = scores.detached_sums(rows)
-    return {f"loss_q{quantizer}": loss, f"accuracy_q{quantizer}": accuracy}

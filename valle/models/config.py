@@ -1,13 +1,14 @@
-"""What an AudioLM is made of, in numbers: checked once, saved with the weights."""
+"""What a model is made of, in numbers: checked once, saved with the weights."""
 
 from dataclasses import dataclass
 
+from valle.models.reading import CONDITIONS
 from valle.modules.embedding import POSITIONS
 
 
 @dataclass(frozen=True)
-class AudioLMConfig:
-    """All that rebuilds an AudioLM: `AudioLM(**asdict(config))`.
+class CodecLMConfig:
+    """What both models have in common.
 
     Attributes:
       d_model: width of the AR half.
@@ -20,8 +21,6 @@ class AudioLMConfig:
       prepend_bos: a BOS frame before the target, which allows an empty prompt.
       num_audio_tokens: V, the codebook size of the codec.
       dropout: of embeddings and residuals.
-      ahead_frames: what the AR half reads of what follows a gap before it fills it; 0: the model
-        only continues.
       positions: "rotary", turning queries and keys, or "sine", added to embeddings, as in VALL-E
         and in checkpoints that do not name them.
     """
@@ -36,7 +35,6 @@ class AudioLMConfig:
     prepend_bos: bool = False
     num_audio_tokens: int = 2048
     dropout: float = 0.1
-    ahead_frames: int = 0
     positions: str = "rotary"
 
     def __post_init__(self) -> None:
@@ -49,8 +47,6 @@ class AudioLMConfig:
             )
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be {' or '.join(POSITIONS)}, got {self.positions}")
-        if self.ahead_frames < 0:
-            raise ValueError(f"ahead_frames must be 0 or more, got {self.ahead_frames}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         _check_heads("d_model", self.d_model, "nhead", self.nhead)
@@ -63,16 +59,6 @@ class AudioLMConfig:
             raise ValueError(f"num_layers{scale} leaves the NAR half no layer")
 
     @property
-    def shortest_prompt(self) -> int:
-        """Frames that a prompt must have: what predicts the first new frame needs a place."""
-        return 0 if self.prepend_bos else 1
-
-    @property
-    def infills(self) -> bool:
-        """Whether the model has been made to fill gaps."""
-        return self.ahead_frames > 0
-
-    @property
     def nar_d_model(self) -> int:
         return int(self.d_model * self.nar_scale_factor)
 
@@ -83,6 +69,85 @@ class AudioLMConfig:
     @property
     def nar_num_layers(self) -> int:
         return int(self.num_layers * self.nar_scale_factor)
+
+
+@dataclass(frozen=True)
+class AudioLMConfig(CodecLMConfig):
+    """All that rebuilds an AudioLM: `AudioLM(**asdict(config))`.
+
+    Attributes:
+      ahead_frames: what the AR half reads of what follows a gap before it fills it; 0: the model
+        only continues.
+    """
+
+    ahead_frames: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ahead_frames < 0:
+            raise ValueError(f"ahead_frames must be 0 or more, got {self.ahead_frames}")
+
+    @property
+    def condition(self) -> None:
+        """What is read beside codes: nothing."""
+        return None
+
+    @property
+    def shortest_prompt(self) -> int:
+        """Frames that a prompt must have: what predicts the first new frame needs a place."""
+        return 0 if self.prepend_bos else 1
+
+    @property
+    def infills(self) -> bool:
+        """Whether the model has been made to fill gaps."""
+        return self.ahead_frames > 0
+
+
+NO_PROMPT, OWN_BEGINNING, ELSEWHERE = 0, 1, 4
+PREFIX_MODES = (NO_PROMPT, OWN_BEGINNING, ELSEWHERE)
+
+
+@dataclass(frozen=True)
+class VALLEConfig(CodecLMConfig):
+    """All that rebuilds a VALLE: `VALLE(**asdict(config))`.
+
+    Attributes:
+      condition: "text" or "midi".
+      num_text_tokens: how many symbols there are, the special ones included; no matter for MIDI.
+      prefix_mode: what the NAR half reads of a recording whole, all quantizers. 0: nothing. 1: the
+        beginning of the target, of a length that is drawn in training. 4: a prompt from elsewhere
+        in the same recording. The numbers are those of the VALL-E recipes.
+      frame_rate: of the codec, frames a second; it tells where in time MIDI events are.
+      longest_condition: a condition of more symbols or events is refused.
+    """
+
+    num_quantizers: int = 8
+    condition: str = "text"
+    num_text_tokens: int = 512
+    prefix_mode: int = OWN_BEGINNING
+    frame_rate: float = 50.0
+    longest_condition: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.condition not in CONDITIONS:
+            raise ValueError(f"condition must be {' or '.join(CONDITIONS)}, got {self.condition}")
+        if self.prefix_mode not in PREFIX_MODES:
+            modes = ", ".join(map(str, PREFIX_MODES))
+            raise ValueError(f"prefix_mode must be one of {modes}, got {self.prefix_mode}")
+        for name in ("num_text_tokens", "frame_rate", "longest_condition"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def shortest_prompt(self) -> int:
+        """Frames that a prompt must have: none, the condition predicts the first new frame."""
+        return 0
+
+    @property
+    def infills(self) -> bool:
+        """Whether the model has been made to fill gaps: no."""
+        return False
 
 
 def _check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:

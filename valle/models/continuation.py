@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from valle.models.ar import ARDecoder
-from valle.models.condition import Condition
+from valle.models.condition import Condition, Given, Known
 from valle.models.generation import (
     NUM_REDRAWS,
     UNKNOWN,
@@ -33,11 +33,12 @@ class Continuation:
 
     Args:
       ar: the autoregressive half, and `nar` the other one, in eval mode.
-      prompts: P tensors (S, Q) of codes.
+      prompts: P tensors (S, Q) of codes, which may be empty where something else is given.
       generators: on the CPU, for each of the B = P x `options.num_samples` rows.
       options: what is asked.
       fused: reads a frame in one call, in the place of the layers.
       progress: called after every frame of quantizer 1 with the number of new frames.
+      given: text or events of the P prompts and what is to follow them.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Continuation:
         options: GenerationOptions,
         fused: FusedStep | None = None,
         progress: Callable[[int], None] | None = None,
+        given: Given | None = None,
     ) -> None:
+        self.given = given
         self.ar, self.nar, self.options, self.progress = ar, nar, options, progress
         self.windows, self.max_new = options.windows, options.max_new_tokens
         self.chunk = self.windows.chunk_frames or self.max_new
@@ -59,6 +62,7 @@ class Continuation:
         self._complete = [
             p[-kept:] if kept else p for p in prompts for _ in range(options.num_samples)
         ]
+        self._prompt_lens = [len(p) for p in prompts for _ in range(options.num_samples)]
         self._rows = self._read_prompts(prompts, generators, fused)
 
     def chunks(self) -> Iterator[Tensor]:
@@ -87,10 +91,14 @@ class Continuation:
             prompts = [p if len(p) <= room else p[-kept:] for p in prompts]
         device = prompts[0].device
         lens = torch.tensor([len(p) for p in prompts], device=device)
-        longest = int(lens.max()) + self.max_new
+        condition, known = self.ar.read(
+            pad_sequence(list(prompts), batch_first=True), lens, self.given
+        )
+        longest = int((condition.lens + known.lens).max()) + self.max_new
         return ARRows(
             self.ar,
-            Condition(self.ar.embedding(pad_sequence(list(prompts), batch_first=True)), lens),
+            condition,
+            known,
             recent_codes(self._complete, self.options.repetition_window),
             self.options.length,
             self.options.ar_sampling,
@@ -106,13 +114,9 @@ class Continuation:
         counts = num_heard.tolist()
         rows = [b for b, count in enumerate(counts) if count > 0]
         index = torch.tensor(rows, device=num_heard.device)
-        before = [self._complete[b] for b in rows]
-        if self.windows.nar_context:
-            before = [codes[-self.windows.nar_context :] for codes in before]
         done = generate_nar(
             self.nar,
-            self.nar.embedding(pad_sequence(before, batch_first=True)),
-            torch.tensor([len(codes) for codes in before], device=index.device),
+            *self._read_before(rows, index),
             self._rows.codes[index, : max(counts)],
             num_heard[index],
             self.options.nar_sampling,
@@ -124,6 +128,19 @@ class Continuation:
         chunk = torch.full((len(counts), *done.shape[1:]), UNKNOWN, device=done.device)
         chunk[index] = done
         return chunk
+
+    def _read_before(self, rows: Sequence[int], index: Tensor) -> tuple[Condition, Known]:
+        """What the NAR half reads of complete frames; `index` (N,) is `rows` on the device."""
+        before = [self._complete[b] for b in rows]
+        if self.windows.nar_context:
+            before = [codes[-self.windows.nar_context :] for codes in before]
+        lens = torch.tensor([len(codes) for codes in before], device=index.device)
+        frames = pad_sequence(before, batch_first=True)
+        if self.given is None:
+            return self.nar.read(frames, lens)
+        ends = torch.tensor([self._prompt_lens[b] + self._num_done for b in rows])
+        given = self.given.take(index // self.options.num_samples)
+        return self.nar.read(frames, lens, given, ends.to(index.device))
 
     def _remember(self, row: int, codes: Tensor) -> None:
         """Keep complete frames for as long as a half may read them."""
@@ -143,7 +160,9 @@ class Continuation:
             if heard == 0:  # the last code is read with the next frame
                 codes, complete = complete[-1:, 0], complete[:-1]
             kept = context - self.windows.stride_frames - len(codes)
-            self._rows.read_again(row, self.ar.embedding(complete[None, -kept:]), codes[None])
+            lens = torch.tensor([min(kept, len(complete))], device=codes.device)
+            condition, _ = self.ar.read(complete[None, -kept:], lens)
+            self._rows.read_again(row, condition, codes[None])
 
 
 def recent_codes(rows: Sequence[Tensor], window: int) -> Tensor:

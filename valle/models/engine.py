@@ -1,7 +1,7 @@
 """A model made ready to generate, once, for many prompts.
 
-P prompts, B rows (the samples of a prompt side by side), S prompt frames, L frames, C chunk frames,
-Q quantizers.
+P prompts, B rows (the samples of a prompt side by side), S prompt frames, or symbols or events,
+F prompt frames beside these, L frames, C chunk frames, Q quantizers.
 """
 
 import copy
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from valle.models.ar import ARDecoder
-from valle.models.checks import check_gaps, check_prompts
+from valle.models.checks import check_gaps, check_given, check_prompts
+from valle.models.condition import Given
 from valle.models.continuation import Continuation
 from valle.models.generation import UNKNOWN
 from valle.models.infilling import Gap, fill_gaps
@@ -27,7 +28,7 @@ from valle.modules.quantization import QuantizedLinear, quantize_linears
 from valle.modules.sampling import row_generators
 
 if TYPE_CHECKING:
-    from valle.models.audio_lm import AudioLM
+    from valle.models.codec_lm import CodecLM
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 
@@ -41,8 +42,8 @@ STREAM_OPTIONS = {"chunk": 24, "lookahead": 12, "nar_context": 96}
 class Engine:
     """A model that is kept warm: its weights in the type asked for, its frame step compiled.
 
-    `AudioLM.inference` and `AudioLM.stream` make one for each call; who serves many prompts makes
-    one and keeps it, for one generation at a time.
+    `inference` and `stream` of AudioLM and VALLE make one for each call; who serves many prompts
+    makes one and keeps it, for one generation at a time.
 
     Args:
       model: the model, as it is now; make another engine after it has learned more. In another type
@@ -57,7 +58,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: "AudioLM", dtype: str | None = None, fused: bool | None = None
+        self, model: "CodecLM", dtype: str | None = None, fused: bool | None = None
     ) -> None:
         self.config = model.config
         self.ar, self.nar = model.ar, model.nar
@@ -70,20 +71,25 @@ class Engine:
         self,
         x: Tensor,
         x_lens: Tensor | None = None,
+        y: Tensor | None = None,
+        enroll_x_lens: Tensor | None = None,
         *,
+        y_lens: Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: Callable[[int], None] | None = None,
         return_lens: bool = False,
         **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Continue prompts; see `AudioLM.inference`."""
+        """Continue prompts, or make the audio of text or events; see the models' `inference`."""
         asked = GenerationOptions(**options)
-        x, x_lens = check_prompts(x, x_lens, self.config)
-        generators = row_generators(len(x) * asked.num_samples, generator)
-        chunks = list(self._chunks(x, x_lens, asked, generators, progress))
-        x, x_lens = (t.repeat_interleave(asked.num_samples, dim=0) for t in (x, x_lens))
-        new = torch.cat(chunks, dim=1) if chunks else x[:, :0]
-        joined, lens = _joined((x, x_lens), (new, (new[:, :, 0] != UNKNOWN).sum(1)))
+        given, y, y_lens = self._check(x, x_lens, y, y_lens, enroll_x_lens, asked)
+        generators = row_generators(len(y) * asked.num_samples, generator)
+        chunks = list(self._chunks(y, y_lens, given, asked, generators, progress))
+        known, lens = (t.repeat_interleave(asked.num_samples, dim=0) for t in (y, y_lens))
+        new = torch.cat(chunks, dim=1) if chunks else known[:, :0]
+        new_lens = (new[:, :, 0] != UNKNOWN).sum(1)
+        parts = [(known, lens), (new, new_lens)] if given is None else [(new, new_lens)]
+        joined, lens = _joined(*parts)
         return (joined, lens) if return_lens else joined
 
     @torch.no_grad()
@@ -126,22 +132,48 @@ class Engine:
         self,
         x: Tensor,
         x_lens: Tensor | None = None,
+        y: Tensor | None = None,
+        enroll_x_lens: Tensor | None = None,
         *,
+        y_lens: Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Iterator[Tensor]:
-        """Continue prompts, giving out new frames as they come; see `AudioLM.stream`."""
+        """The same, giving out new frames as they come; see `AudioLM.stream`."""
         asked = GenerationOptions(**(_stream_options(options) | options))
-        x, x_lens = check_prompts(x, x_lens, self.config)
-        generators = row_generators(len(x) * asked.num_samples, generator)
-        return self._chunks(x, x_lens, asked, generators, progress)
+        given, y, y_lens = self._check(x, x_lens, y, y_lens, enroll_x_lens, asked)
+        generators = row_generators(len(y) * asked.num_samples, generator)
+        return self._chunks(y, y_lens, given, asked, generators, progress)
+
+    def _check(
+        self,
+        x: Tensor,
+        x_lens: Tensor | None,
+        y: Tensor | None,
+        y_lens: Tensor | None,
+        enroll_x_lens: Tensor | None,
+        options: GenerationOptions,
+    ) -> tuple[Given | None, Tensor, Tensor]:
+        """What is given beside codes, and prompts (P, S, Q) with their lengths (P,)."""
+        if self.config.condition is None:
+            if y is not None or y_lens is not None or enroll_x_lens is not None:
+                raise ValueError("an AudioLM continues x, its prompt: y is for a VALLE")
+            prompts, lens = check_prompts(x, x_lens, self.config)
+            return None, prompts, lens
+        if options.windows.window:
+            raise ValueError(
+                f"a window would part frames from their {self.config.condition}: leave it out, got "
+                f"{options.windows.window}; infer.py makes long pieces of MIDI in segments"
+            )
+        return check_given(x, x_lens, y, y_lens, enroll_x_lens, self.config)
 
     @torch.no_grad()
     def _chunks(
         self,
         x: Tensor,
         x_lens: Tensor,
+        given: Given | None,
         options: GenerationOptions,
         generators: Sequence[torch.Generator],
         progress: Callable[[int], None] | None,
@@ -149,7 +181,7 @@ class Engine:
         prompts = [row[:n] for row, n in zip(x, x_lens.tolist(), strict=True)]
         with _evaluating(self.ar, self.nar):
             continuation = Continuation(
-                self.ar, self.nar, prompts, generators, options, self.fused, progress
+                self.ar, self.nar, prompts, generators, options, self.fused, progress, given
             )
             chunks = continuation.chunks()
         while True:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from valle.models.ar import ARDecoder, ARState
-from valle.models.condition import Ahead, Condition
+from valle.models.condition import Condition, Known
 from valle.models.nar import NARDecoder
 from valle.models.options import Length
 from valle.modules.cuda_graph import GraphedCall
 from valle.modules.fused_step import FusedStep
-from valle.modules.masks import length_mask
+from valle.modules.masks import FrameRange
 from valle.modules.sampling import RowDraws, Sampling, sample, sample_unlike
 from valle.modules.transformer import KVCache
 
@@ -43,27 +43,23 @@ def row_groups(num_rows: int, device: torch.device) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
-def prefill(ar: ARDecoder, condition: Condition, cache: KVCache) -> tuple[Tensor, Tensor]:
+def prefill(
+    ar: ARDecoder, condition: Condition, known: Known, cache: KVCache
+) -> tuple[Tensor, Tensor]:
     """Read conditions into a cache.
 
     Args:
       ar: the autoregressive half, in eval mode.
       condition: of P rows.
+      known: codes (P, K) of quantizer 1 that follow.
       cache: for as many rows.
 
     Returns:
       (P, V + 1) logits of the next frame, and (P,) frames read.
     """
     logits, lens = [], []
-    device = condition.lens.device
-    for rows in row_groups(len(condition.lens), device):
-        part = condition.rows(rows)
-        num_rows = len(part.lens)
-        no_codes = torch.zeros(num_rows, 0, dtype=torch.long, device=device)
-        no_lens = torch.zeros(num_rows, dtype=torch.long, device=device)
-        one_logits, one_lens = ar.prefill(
-            part.vectors, part.lens, no_codes, no_lens, cache.rows(rows), part.ahead
-        )
+    for rows in row_groups(len(condition.lens), condition.lens.device):
+        one_logits, one_lens = ar.prefill(condition.rows(rows), known.rows(rows), cache.rows(rows))
         logits.append(one_logits)
         lens.append(one_lens)
     return torch.cat(logits), torch.cat(lens)
@@ -77,6 +73,7 @@ class ARRows:
     Args:
       ar: the autoregressive half, in eval mode.
       condition: of P prompts, for each of which there are B / P rows, side by side.
+      known: codes (P, K) of quantizer 1 that follow it and are no new ones.
       recent: (B, K) the prompts' last codes of quantizer 1, `UNKNOWN` where there is none;
         K = `sampling.repetition_window`.
       length: when rows end.
@@ -91,6 +88,7 @@ class ARRows:
         self,
         ar: ARDecoder,
         condition: Condition,
+        known: Known,
         recent: Tensor,
         length: Length,
         sampling: Sampling,
@@ -117,7 +115,7 @@ class ARRows:
         # the host's counts once more for the device: frames since the start, frames in the buffer
         self._frame = torch.zeros(1, dtype=torch.long, device=device)
         self._column = torch.zeros(1, dtype=torch.long, device=device)
-        self._first_logits, self._state = self._prefill(condition, max_len, fused)
+        self._first_logits, self._state = self._prefill(condition, known, max_len, fused)
         self._next_frame = GraphedCall(self._decode_and_draw, device)
 
     @property
@@ -148,19 +146,18 @@ class ARRows:
         self._drop_ended(0.0)  # a window moves for the living alone
         return dict(zip(self._live.tolist(), (self._state.lens + 1).tolist(), strict=True))
 
-    def read_again(self, row: int, condition: Tensor, codes: Tensor) -> None:
+    def read_again(self, row: int, condition: Condition, codes: Tensor) -> None:
         """Let a living row forget what it has read, and read this instead.
 
         Args:
           row: its index in the batch.
-          condition: (1, S, D).
+          condition: of this row alone.
           codes: (1, T) of quantizer 1, up to the last one drawn; which is read with the next frame.
         """
         i = self._live.tolist().index(row)
-        device = codes.device
-        lens = [torch.tensor([n], device=device) for n in (condition.shape[1], codes.shape[1] - 1)]
+        known = Known(codes[:, :-1], torch.tensor([codes.shape[1] - 1], device=codes.device))
         cache = self._state.cache.rows(slice(i, i + 1))
-        _, read = self.ar.prefill(condition, lens[0], codes[:, :-1], lens[1], cache)
+        _, read = self.ar.prefill(condition, known, cache)
         self._state.lens[i : i + 1] = read
         if self._state.longest is not None:
             self._state.longest = int(self._state.lens.max())
@@ -173,21 +170,21 @@ class ARRows:
         return gaps.repeat_interleave(len(self._live) // len(gaps))
 
     def _prefill(
-        self, condition: Condition, max_len: int, fused: FusedStep | None
+        self, condition: Condition, known: Known, max_len: int, fused: FusedStep | None
     ) -> tuple[Tensor, ARState]:
         """Read each condition once, then give every sample of it a row of its own."""
         num_prompts, device = len(condition.lens), condition.lens.device
         cache = self.ar.decoder.new_cache(num_prompts, max_len)
-        logits, lens = prefill(self.ar, condition, cache)
-        ahead_lens = None if condition.ahead is None else condition.ahead.lens
+        logits, lens = prefill(self.ar, condition, known, cache)
+        out_of_time = condition.num_out_of_time
         num_samples = len(self._live) // num_prompts
         if num_samples > 1:
             rows = self._live // num_samples
             cache, logits, lens = cache.take(rows), logits[rows], lens[rows]
-            ahead_lens = None if ahead_lens is None else ahead_lens[rows]
+            out_of_time = None if out_of_time is None else out_of_time[rows]
         # a device works through the same launches every frame; a host can count what is cached
         longest = int(lens.max()) if device.type == "cpu" else None
-        return logits, ARState(cache, lens, longest, fused, ahead_lens)
+        return logits, ARState(cache, lens, longest, fused, out_of_time)
 
     def _decode_and_draw(self) -> None:
         self._draw(self.ar.decode_one_frame(self._last, self._state))
@@ -223,9 +220,10 @@ class ARRows:
         longest = None
         if state.longest is not None and len(kept):
             longest = int(state.lens[kept].max())
-        ahead_lens = None if state.ahead_lens is None else state.ahead_lens[kept]
+        out_of_time = state.num_out_of_time
+        out_of_time = None if out_of_time is None else out_of_time[kept]
         self._state = ARState(
-            state.cache.take(kept), state.lens[kept], longest, state.fused, ahead_lens
+            state.cache.take(kept), state.lens[kept], longest, state.fused, out_of_time
         )
         self._next_frame = GraphedCall(self._decode_and_draw, self.codes.device)
 
@@ -248,23 +246,22 @@ def generate_ar(
 
 def generate_nar(
     nar: NARDecoder,
-    condition: Tensor,
-    condition_lens: Tensor,
+    condition: Condition,
+    known: Known,
     first_codes: Tensor,
     code_lens: Tensor,
     sampling: Sampling,
     uniforms: Tensor,
-    ahead: Ahead | None = None,
 ) -> Tensor:
     """Quantizers 2 to Q of frames whose quantizer 1 is known, in Q - 1 passes.
 
     Args:
       nar: the non-autoregressive half, in eval mode.
-      condition: (B, S, D) vectors; `condition_lens` (B,).
+      condition: of B rows, as `nar.read` gives it, and with it `known`: codes (B, K, Q) of frames
+        before the new ones.
       first_codes: (B, T) codes of quantizer 1; `code_lens` (B,).
       sampling: how codes are drawn.
       uniforms: (B, T, Q) numbers in [0, 1), for each quantizer.
-      ahead: what follows, where gaps are filled.
 
     Returns:
       (B, T, Q) codes, `UNKNOWN` past a row's end.
@@ -272,16 +269,29 @@ def generate_nar(
     B, T = first_codes.shape
     codes = torch.full((B, T, nar.stages[-1] + 1), UNKNOWN, device=first_codes.device)
     for rows in row_groups(B, first_codes.device):
-        S, longest = int(condition_lens[rows].max()), int(code_lens[rows].max())
-        mask = length_mask(code_lens[rows], longest)
-        known = first_codes[rows, :longest].where(mask, 0)[:, :, None]
-        following = None if ahead is None else ahead.rows(rows)
-        for stage in nar.stages if longest > 0 else ():
-            stages = torch.full((known.shape[0],), stage)
-            before = condition[rows, :S], condition_lens[rows]
-            logits = nar(*before, known, code_lens[rows], stages, following)
-            drawn = sample(logits, sampling, uniforms[rows, :longest, stage])
-            known = torch.cat([known, drawn[:, :, None]], dim=2)
+        longest = int(code_lens[rows].max())
         if longest > 0:
-            codes[rows, :longest] = known.where(mask[:, :, None], UNKNOWN)
+            new = Known(first_codes[rows, :longest], code_lens[rows])
+            part = condition.rows(rows), known.rows(rows)
+            codes[rows, :longest] = _in_passes(nar, *part, new, sampling, uniforms[rows, :longest])
     return codes
+
+
+def _in_passes(
+    nar: NARDecoder,
+    condition: Condition,
+    known: Known,
+    new: Known,
+    sampling: Sampling,
+    uniforms: Tensor,
+) -> Tensor:
+    """Codes (B, T, Q) of new frames, of which `new` has quantizer 1, (B, T)."""
+    new = Known(new.codes.where(new.mask, 0)[:, :, None], new.lens)
+    for stage in nar.stages:
+        frames = Known(known.codes[:, :, :stage], known.lens).then(*new)
+        stages = torch.full((len(new.lens),), stage)
+        logits = nar(condition, *frames, stages)
+        logits = FrameRange(known.lens, new.codes.shape[1]).take_from(logits)
+        drawn = sample(logits, sampling, uniforms[:, :, stage])
+        new = Known(torch.cat([new.codes, drawn[:, :, None]], dim=2), new.lens)
+    return new.codes.where(new.mask[:, :, None], UNKNOWN)

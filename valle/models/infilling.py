@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from valle.models.ar import ARDecoder
-from valle.models.condition import Ahead, Condition
+from valle.models.condition import Ahead, Condition, Known
 from valle.models.continuation import recent_codes
 from valle.models.generation import NUM_REDRAWS, ARRows, generate_ar, generate_nar
 from valle.models.nar import NARDecoder
@@ -77,7 +77,7 @@ def fill_gaps(
     most_known = max(len(gap.before) + min(len(gap.after), ar.ahead_frames) for gap in gaps)
     rows = ARRows(
         ar,
-        _condition(ar, gaps),
+        *_read(ar, gaps),
         recent_codes([gap.before for gap in each], options.repetition_window),
         options.length,
         options.ar_sampling,
@@ -87,25 +87,23 @@ def fill_gaps(
         fused=fused,
     )
     generate_ar(rows, options.max_new_tokens, progress)
-    before = _condition(nar, each)
     return generate_nar(
         nar,
-        before.vectors,
-        before.lens,
+        *_read(nar, each),
         rows.codes,
         rows.lens,
         options.nar_sampling,
         rows.uniforms[:, :, NUM_REDRAWS:],
-        before.ahead,
     )
 
 
-def _condition(half: ARDecoder | NARDecoder, gaps: Sequence[Gap]) -> Condition:
+def _read(half: ARDecoder | NARDecoder, gaps: Sequence[Gap]) -> tuple[Condition, Known]:
     before, before_lens = _padded([gap.before for gap in gaps])
     after, after_lens = _padded([gap.after for gap in gaps])
     gap_lens = torch.tensor([gap.num_frames for gap in gaps], device=before.device)
     ahead = half.look_ahead(Ahead(after, after_lens, before_lens + gap_lens))
-    return Condition(half.embedding(before), before_lens, ahead)
+    condition, known = half.read(before, before_lens)
+    return condition._replace(ahead=ahead), known
 
 
 def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
 One pass a quantizer; the pass that predicts quantizer index s (1 to Q - 1 in code, which counts
 from 0) is stage s. It completes any condition that comes as vectors.
 
-B batch, S condition frames, T target frames, A frames after them, Q quantizers, V codebook size,
-D model width.
+B batch, S vectors of the condition, T target frames, A frames after them, P prompt frames,
+Q quantizers, V codebook size, D model width.
 """
 
 from typing import cast
@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from valle.models.condition import Ahead
+from valle.models.condition import Ahead, Condition, Given, Known, Places
+from valle.models.reading import Reader
 from valle.modules.attention import AttentionSpan
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, init_head, make_positions, place
@@ -21,7 +22,12 @@ from valle.modules.transformer import Decoder
 
 
 class NARDecoder(nn.Module):
-    """Transformer with full attention, told its stage by adaptive layer norms, a head a stage."""
+    """Transformer with full attention, told its stage by adaptive layer norms, a head a stage.
+
+    With a `reader` the condition begins with text or events. A prompt, whole, is a part of the
+    condition; without `reads_prompts` it is the beginning of what is predicted, and no more is read
+    of it than of that.
+    """
 
     def __init__(
         self,
@@ -34,11 +40,15 @@ class NARDecoder(nn.Module):
         add_prenet: bool = False,
         dropout: float = 0.1,
         positions: str = "rotary",
+        reader: Reader | None = None,
+        reads_prompts: bool = True,
     ):
         super().__init__()
         num_stages = num_quantizers - 1
         self.stages = range(1, num_quantizers)
-        self.embedding = CodeEmbedding(num_quantizers, codebook_size, d_model)
+        self.reader, self.reads_prompts = reader, reads_prompts
+        num_read = num_quantizers if reads_prompts else num_stages
+        self.embedding = CodeEmbedding(num_read, codebook_size, d_model)
         self.prenet = PreNet(d_model) if add_prenet else nn.Identity()
         self.positions = make_positions(positions, d_model, nhead, learned_scale=False)
         self.dropout = Dropout(dropout)
@@ -63,41 +73,74 @@ class NARDecoder(nn.Module):
         """What is read of codes (B, A, Q) that follow a gap, as vectors: all."""
         return codes.embedded(self.embedding)
 
-    def forward(
+    def read(
         self,
-        condition: Tensor,
-        condition_lens: Tensor,
-        codes: Tensor,
-        code_lens: Tensor,
-        stages: Tensor,
-        ahead: Ahead | None = None,
+        frames: Tensor,
+        lens: Tensor,
+        given: Given | None = None,
+        ends: Tensor | None = None,
+    ) -> tuple[Condition, Known]:
+        """What is read of the frames before the target.
+
+        Args:
+          frames: (B, P, Q) codes; `lens` (B,).
+          given: text or events, where the model reads these.
+          ends: (B,) where in time the frames end; None: after `lens`.
+
+        Returns:
+          A condition, and codes (B, P, Q) that come first of those predicted.
+        """
+        if self.reader is None or given is None:
+            return Condition(self.embedding(frames), lens), Known.nothing(frames)
+        given, ends = given.of_target(), lens if ends is None else ends
+        vectors, places = self.reader(given.tokens), self.reader.places(given.tokens)
+        if given.delay is not None:
+            places = places + given.delay[:, None]
+        if not self.reads_prompts:
+            first = Places(places, ends - lens)
+            return Condition(vectors, given.lens, places=first), Known(frames, lens)
+        order = torch.arange(frames.shape[1], device=ends.device) + (ends - lens)[:, None]
+        vectors = close_gap(vectors, given.lens, self.embedding(frames), lens)
+        places = close_gap(places, given.lens, order.to(places), lens)
+        condition = Condition(vectors, given.lens + lens, places=Places(places, ends))
+        return condition, Known.nothing(frames)
+
+    def forward(
+        self, condition: Condition, codes: Tensor, code_lens: Tensor, stages: Tensor
     ) -> Tensor:
         """Predict quantizer `stages[b]` of every target frame of row b from those below it.
 
         Args:
-          condition: (B, S, D) vectors, padded at the end; `condition_lens` (B,).
+          condition: what is read beside; what lies ahead as `look_ahead` gives it.
           codes: (B, T, q); only quantizers below a row's stage are read; `code_lens` (B,).
           stages: (B,) int64 on the CPU, so that sorting rows by stage costs no device sync.
-          ahead: what follows the target frames, as `look_ahead` gives it.
 
         Returns:
           (B, T, V) logits.
         """
         stages_here = stages.to(codes.device, non_blocking=True)
-        target = self.embedding(codes[:, :, : int(stages.max())], num_levels=stages_here)
-        x, lens = (
-            close_gap(condition, condition_lens, target, code_lens),
-            condition_lens + code_lens,
-        )
+        target = self.embedding(codes[:, :, : self._num_levels(stages)], num_levels=stages_here)
+        x = close_gap(condition.vectors, condition.lens, target, code_lens, condition.longest)
+        lens, ahead = condition.lens + code_lens, condition.ahead
         if ahead is not None:
             x = close_gap(x, lens, ahead.vectors, ahead.lens, ahead.longest)
             lens = lens + ahead.lens
-        x, rotation = place(self.prenet(x), self.positions)
+        x, rotation = place(self.prenet(x), self.positions, condition.all_places(x.shape[1]))
         span = AttentionSpan(key_mask=_padding_mask(lens, x.shape[1]), rotation=rotation)
-        condition = self.stage_embedding(stages_here - 1)
-        targets = FrameRange(condition_lens, codes.shape[1])
-        hidden = self.decoder(self.dropout(x), span, condition, wanted=targets)
+        targets = FrameRange(condition.lens, codes.shape[1])
+        stage = self.stage_embedding(stages_here - 1)
+        hidden = self.decoder(self.dropout(x), span, stage, wanted=targets)
         return self._apply_heads(hidden, stages)
+
+    def _num_levels(self, stages: Tensor) -> int:
+        """How many quantizers of the target are looked up.
+
+        In training all tables take part, that of each gets a gradient then: those of quantizers
+        that no row reads come into play by the prompt, where it is read.
+        """
+        if self.training and not self.reads_prompts:
+            return self.stages[-1]
+        return int(stages.max())
 
     def _apply_heads(self, hidden: Tensor, stages: Tensor) -> Tensor:
         """(B, T, D) to (B, T, V), each row through the head of its stage.

@@ -41,6 +41,25 @@ class Rotation(NamedTuple):
         return torch.cat([left * cosines - right * sines, left * sines + right * cosines], dim=-1)
 
 
+class Opening(NamedTuple):
+    """A beginning that is there as a whole before the rest comes (prefix LM, arXiv 1910.10683).
+
+    Attributes:
+      visible: (B, L, L) bool, True where a frame sees another, causally or thanks to the opening.
+      num_frames: of the longest opening.
+    """
+
+    visible: Tensor
+    num_frames: int
+
+    @classmethod
+    def of(cls, lens: Tensor, num_frames: int, max_len: int) -> "Opening":
+        """The first `lens` (B,) frames, `num_frames` at most, of rows of `max_len`."""
+        order = torch.arange(max_len, device=lens.device)
+        is_before = order <= order[:, None]
+        return cls(is_before | (order < lens[:, None])[:, None], num_frames)
+
+
 @dataclass(frozen=True)
 class AttentionSpan:
     """Who sees whom, and where the frames at hand stand.
@@ -53,6 +72,7 @@ class AttentionSpan:
         hand are the first, and see each other alone.
       num_cached: with positions, how many frames of the cache are read.
       rotation: of the frames at hand; None where their vectors tell their places.
+      opening: with is_causal, the first frames of each row see each other both ways.
     """
 
     is_causal: bool = False
@@ -60,12 +80,15 @@ class AttentionSpan:
     positions: Tensor | None = None
     num_cached: int = 0
     rotation: Rotation | None = None
+    opening: Opening | None = None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:
     """(B, H, L, K) queries over (B, H, number of keys, K) keys and values, to (B, H, L, K)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] > 1:
         return _attend_in_blocks(q, k, v, span)
+    if span.opening is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=span.opening.visible[:, None])
     mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
 
@@ -80,7 +103,32 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> T
         bias = torch.zeros(B, 1, 1, k.shape[1], dtype=q.dtype)
         bias = bias.masked_fill_(~span.key_mask[:, None, None], -torch.inf)
         bias = bias.expand(B, H, 1, -1).flatten(0, 1)  # (N, 1, keys)
-    return _BlockAttention.apply(q, k, v, bias, span.is_causal).view(B, H, L, K)
+    sight = _Sight(span.is_causal, span.opening)
+    return _BlockAttention.apply(q, k, v, bias, sight).view(B, H, L, K)
+
+
+class _Sight(NamedTuple):
+    """Which keys a query sees beside those that a bias hides."""
+
+    is_causal: bool
+    opening: Opening | None
+
+    def keys(self, end: int, num_keys: int) -> slice:
+        """Those that a block of queries up to `end` may see."""
+        if not self.is_causal:
+            return slice(0, num_keys)
+        return slice(0, max(end, self.opening.num_frames if self.opening else 0))
+
+    def hide(self, scores: Tensor, queries: slice, keys: slice) -> None:
+        """Scores (N, queries, keys) of what is not seen become -inf, in place."""
+        if self.opening is not None:
+            hidden = ~self.opening.visible[:, None, queries, keys]  # (B, 1, queries, keys)
+            by_head = scores.view(len(hidden), -1, *scores.shape[1:])
+            by_head.masked_fill_(hidden, -torch.inf)
+        elif self.is_causal:
+            size = queries.stop - queries.start
+            future = torch.full((size, size), -torch.inf, dtype=scores.dtype).triu_(1)
+            scores[:, :, queries] += future
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -88,17 +136,17 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sight: _Sight
     ) -> Tensor:
         out = torch.empty_like(q)
-        keeps = any(ctx.needs_input_grad) and _num_bytes(q, k, is_causal) < _KEPT_BYTES
+        keeps = any(ctx.needs_input_grad) and _num_bytes(q, k, sight) < _KEPT_BYTES
         kept = []
-        for queries, keys in _blocks(q, k, is_causal):
-            weights = _weights(q, k, bias, queries, keys, is_causal)
+        for queries, keys in _blocks(q, k, sight):
+            weights = _weights(q, k, bias, queries, keys, sight)
             torch.bmm(weights, v[:, keys], out=out[:, queries])
             kept += [weights] if keeps else []
         ctx.save_for_backward(q, k, v, bias, *kept)
-        ctx.is_causal = is_causal
+        ctx.sight = sight
         return out
 
     @staticmethod
@@ -106,8 +154,8 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v, bias, *kept = ctx.saved_tensors
         grad = grads[0].contiguous()
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for i, (queries, keys) in enumerate(_blocks(q, k, ctx.is_causal)):
-            weights = kept[i] if kept else _weights(q, k, bias, queries, keys, ctx.is_causal)
+        for i, (queries, keys) in enumerate(_blocks(q, k, ctx.sight)):
+            weights = kept[i] if kept else _weights(q, k, bias, queries, keys, ctx.sight)
             grad_v[:, keys].baddbmm_(weights.mT, grad[:, queries])
             grad_weights = torch.bmm(grad[:, queries], v[:, keys].mT)
             grad_scores = torch._softmax_backward_data(
@@ -118,33 +166,30 @@ class _BlockAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None
 
 
-def _blocks(q: Tensor, k: Tensor, is_causal: bool) -> list[tuple[slice, slice]]:
+def _blocks(q: Tensor, k: Tensor, sight: _Sight) -> list[tuple[slice, slice]]:
     """Blocks of queries, each with the keys that it sees."""
     L = q.shape[1]
     ends = [min(start + _BLOCK_FRAMES, L) for start in range(0, L, _BLOCK_FRAMES)]
     starts = range(0, L, _BLOCK_FRAMES)
     return [
-        (slice(start, end), slice(0, end if is_causal else k.shape[1]))
+        (slice(start, end), sight.keys(end, k.shape[1]))
         for start, end in zip(starts, ends, strict=True)
     ]
 
 
-def _num_bytes(q: Tensor, k: Tensor, is_causal: bool) -> int:
+def _num_bytes(q: Tensor, k: Tensor, sight: _Sight) -> int:
     """What all weights take."""
-    cells = sum((a.stop - a.start) * b.stop for a, b in _blocks(q, k, is_causal))
+    cells = sum((a.stop - a.start) * b.stop for a, b in _blocks(q, k, sight))
     return len(q) * cells * q.element_size()
 
 
 def _weights(
-    q: Tensor, k: Tensor, bias: Tensor | None, queries: slice, keys: slice, is_causal: bool
+    q: Tensor, k: Tensor, bias: Tensor | None, queries: slice, keys: slice, sight: _Sight
 ) -> Tensor:
     """The attention weights of a block, (N, its queries, its keys)."""
     if bias is None:
         scores = torch.bmm(q[:, queries], k[:, keys].mT)
     else:
         scores = torch.baddbmm(bias[:, :, keys], q[:, queries], k[:, keys].mT)
-    if is_causal:
-        size = queries.stop - queries.start
-        future = torch.full((size, size), -torch.inf, dtype=scores.dtype).triu_(1)
-        scores[:, :, queries] += future
+    sight.hide(scores, queries, keys)
     return scores.softmax(-1)

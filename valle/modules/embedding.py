@@ -49,7 +49,7 @@ class CodeEmbedding(nn.Module):
         are what sums of codebook vectors are to the codec: the point they stand for.
 
         Args:
-          codebooks: (Q, V, D_codec).
+          codebooks: (Q, V, D_codec), of all the codec's quantizers; there may be fewer tables.
 
         Returns:
           The projection, (D_codec, D), orthonormal where D >= D_codec.
@@ -58,6 +58,7 @@ class CodeEmbedding(nn.Module):
         directions = torch.empty(codebooks.shape[-1], weights[0].shape[1])
         nn.init.orthogonal_(directions)
         vectors = (codebooks - codebooks.mean(1, keepdim=True)) @ directions
+        vectors = vectors[: len(weights)]
         vectors = vectors / vectors.sum(0).std()
         for weight, values in zip(weights, vectors, strict=True):
             weight.copy_(values)
