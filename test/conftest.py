@@ -11,7 +11,8 @@ from torch import Tensor
 
 from valle.data import Codec, CodecInfo
 from valle.data.storage import make_recording, whole_cut, write_codes, write_cuts
-from valle.models import AudioLM
+from valle.models import VALLE, AudioLM
+from valle.utils.vocabulary import BOS, EOS, MIDI_FIELDS
 
 TINY = {
     "d_model": 32,
@@ -95,3 +96,42 @@ def write_token_cuts(
             del cut.custom["codec"]
         cuts.append(cut.truncate(duration=cut.duration - 0.1) if i % 2 else cut)
     write_cuts(folder / f"cuts_{split}.jsonl.gz", cuts)
+
+
+class Pairs(NamedTuple):
+    """Conditions and targets of unequal lengths: arguments of `VALLE.forward`."""
+
+    x: Tensor
+    x_lens: Tensor
+    y: Tensor
+    y_lens: Tensor
+
+    def row(self, b: int) -> "Pairs":
+        """One row alone, without its padding."""
+        n, m = self.x_lens[b], self.y_lens[b]
+        return Pairs(self.x[b : b + 1, :n], n[None], self.y[b : b + 1, :m], m[None])
+
+
+def make_valle(condition: str = "text", **changes) -> VALLE:
+    torch.manual_seed(0)
+    sizes = TINY | {"condition": condition, "num_text_tokens": 11, "frame_rate": 50.0}
+    return VALLE(**(sizes | changes)).eval()
+
+
+def make_pairs(condition: str = "text") -> Pairs:
+    """Three rows of 9, 4 and 6 tokens, BOS and EOS included, and 16, 9 and 12 frames."""
+    generator = torch.Generator().manual_seed(3)
+    if condition == "text":
+        x = torch.randint(3, 11, (3, 9), generator=generator)
+    else:
+        highs = torch.tensor([field.num_ids for field in MIDI_FIELDS])
+        x = 4 + (torch.rand(3, 9, 6, generator=generator) * (highs - 4)).long()
+        x[..., 5] = 4  # all in the first bar, in order
+        x[..., 4] = x[..., 4].sort(dim=1).values
+    x_lens = torch.tensor([9, 4, 6])
+    x[:, 0] = BOS
+    for b, n in enumerate(x_lens):
+        x[b, n - 1] = EOS
+    V, Q = TINY["num_audio_tokens"], TINY["num_quantizers"]
+    y = torch.randint(0, V, (3, 16, Q), generator=generator)
+    return Pairs(x, x_lens, y, torch.tensor([16, 9, 12]))
