@@ -6,14 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from valle.modules import attention
-from valle.modules.attention import AttentionSpan, attend
+from valle.modules.attention import AttentionSpan, Opening, attend
 from valle.modules.masks import length_mask
 
 LENS = torch.tensor([300, 7])
 
 
-def case(is_causal: bool, padded: bool) -> AttentionSpan:
-    return AttentionSpan(is_causal, length_mask(LENS, 300) if padded else None)
+OPENINGS = torch.tensor([150, 3])
+
+
+def case(is_causal: bool, padded: bool, opens: bool = False) -> AttentionSpan:
+    opening = Opening.of(OPENINGS, 160, 300) if opens else None
+    return AttentionSpan(is_causal, length_mask(LENS, 300) if padded else None, opening=opening)
 
 
 def attention_and_gradients(x: Tensor, span: AttentionSpan) -> list[Tensor]:
@@ -26,13 +30,15 @@ def attention_and_gradients(x: Tensor, span: AttentionSpan) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**30])
-@pytest.mark.parametrize(("is_causal", "padded"), [(0, 0), (1, 0), (0, 1)])
-def test_plain_products_equal_the_fused_kernel(is_causal, padded, kept_bytes, monkeypatch):
+@pytest.mark.parametrize(
+    ("is_causal", "padded", "opens"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 0, 1)]
+)
+def test_plain_products_equal_the_fused_kernel(is_causal, padded, opens, kept_bytes, monkeypatch):
     """Whether the weights are kept for the backward pass or computed again."""
     monkeypatch.setattr(attention, "_KEPT_BYTES", kept_bytes)
     torch.manual_seed(0)
     x = torch.randn(2, 300, 3, 2, 16).bfloat16()  # three blocks, the last one short
-    span = case(bool(is_causal), bool(padded))
+    span = case(bool(is_causal), bool(padded), bool(opens))
     found = attention_and_gradients(x, span)
     expected = attention_and_gradients(x.double(), span)
     for a, b in zip(found, expected, strict=True):
@@ -56,6 +62,18 @@ def test_what_is_not_seen_has_no_gradient():
     x.grad = None
     attend(q, k, v, case(False, padded=True)).float().sum().backward()
     assert (x.grad[1, 7:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_opening_is_seen_whole_and_the_rest_causally(dtype):
+    """By gradient: frame 20 of an opening sees all of it, and what follows sees no future."""
+    x = torch.randn(2, 300, 3, 2, 16).to(dtype).requires_grad_()
+    q, k, v = x.permute(2, 0, 3, 1, 4)
+    out = attend(q, k, v, case(True, False, opens=True)).float()
+    for row, frame, last in ((0, 20, 150), (0, 149, 150), (0, 150, 151), (1, 20, 21), (1, 2, 3)):
+        (grad,) = torch.autograd.grad(out[row, :, frame].sum(), x, retain_graph=True)
+        seen = grad[row, :, 2].abs().sum((-1, -2)) > 0
+        assert seen.tolist() == [i < last for i in range(300)]
 
 
 def test_memory_does_not_grow_with_the_square_of_the_frames():
