@@ -104,13 +104,31 @@ def test_the_nar_half_sees_condition_prompt_and_all_frames(condition, mode):
         assert all((grad[0].abs().sum(-1) > 0).all() for grad in seen)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_condition_of_many_blocks_sees_itself_both_ways(dtype):
+    """Attention in plain products goes through it a block of queries at a time."""
+    model = make_valle().to(dtype)
+    x = torch.randint(3, 11, (1, 300), generator=torch.Generator().manual_seed(0))
+    read, _ = model.ar.read(torch.zeros(1, 0, 3).long(), torch.tensor([0]), model.given(x))
+    vectors = read.vectors.detach().requires_grad_()
+    keys = []
+    model.ar.decoder.layers[1].attention.qkv.register_forward_hook(
+        lambda *args: keys.append(args[2])
+    )
+    model.ar(read._replace(vectors=vectors), torch.zeros(1, 4).long(), torch.tensor([4]))
+    (seen,) = torch.autograd.grad(keys[0][0, 0].float().sum(), [vectors])
+    assert (seen[0].abs().sum(-1) > 0).all()
+
+
 def test_notes_stand_where_they_are_struck():
     """At 50 frames and 192 ticks a second; bars of two seconds."""
     reader = make_valle("midi").ar.reader
     rows = [[BOS] * 6, [50, 9, 9, 4, 4 + 48, 4], [50, 9, 9, 4, 4 + 96, 5], [EOS] * 6]
     places = reader.places(torch.tensor([rows]))
     assert places[0].tolist() == pytest.approx([0.0, 12.5, 125.0, 125.0])
-    assert make_valle("midi", frame_rate=25.0).ar.reader.places(torch.tensor([rows]))[0, 2] == pytest.approx(62.5)
+    assert make_valle("midi", frame_rate=25.0).ar.reader.places(torch.tensor([rows]))[
+        0, 2
+    ] == pytest.approx(62.5)
 
 
 @CONDITIONS
@@ -345,6 +363,11 @@ def test_mode_4_tells_the_nar_half_of_the_target_alone(condition):
     for b, n in enumerate([3, 0, 2]):
         expected = torch.cat([pairs.x[b, :1], pairs.x[b, 1 + n : pairs.x_lens[b]]])
         assert torch.equal(given.tokens[b, : given.lens[b]], expected)
+    prompt, lens = pairs.y[:, :4], torch.tensor([4, 0, 2])
+    read, _ = model.nar.read(
+        prompt, lens, model.given(pairs.x, pairs.x_lens, torch.tensor([5, 2, 4]))
+    )
+    assert read.lens.tolist() == [6 + 4, 4, 4 + 2]
     untouched = make_valle(condition).given(pairs.x, pairs.x_lens, torch.tensor([5, 2, 4]))
     assert torch.equal(untouched.of_target().tokens, untouched.tokens)
 
