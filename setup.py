@@ -14,6 +14,7 @@ REQUIREMENTS = [
 ]
 PLOT = ["matplotlib>=3.8"]
 MIDI = ["mido>=1.3"]
+TEXT = ["phonemizer>=3.3", "espeakng-loader>=0.2.4"]  # GPL-3, therefore never required
 HDF5 = ["h5py>=3.10"]
 DEV = ["pytest>=8", "hypothesis>=6", "ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4"]
 
@@ -31,8 +32,9 @@ setup(
     extras_require={
         "plot": PLOT,
         "midi": MIDI,
+        "text": TEXT,
         "hdf5": HDF5,
         "demo": PLOT,
-        "dev": DEV + PLOT + MIDI + HDF5,
+        "dev": DEV + PLOT + MIDI + TEXT + HDF5,
     },
 )
