@@ -8,11 +8,17 @@
 #   └── recordings/                     wav, flac, ogg or mp3, folders as you like
 #       └── <composer>/<piece>/00001.flac   named like the column `midi_path` of the table
 #
+# and, with --midi-dir, a folder with the MIDI of the recordings at the same paths, as ATEPP-1.2 is:
+#
+#   └── ATEPP-1.2/
+#       └── <composer>/<piece>/00001.mid
+#
 # What you get, all of it safe to delete:
 #
 #   data/tokenized/
 #   ├── cuts_train.jsonl.gz  cuts_validation.jsonl.gz  cuts_test.jsonl.gz
 #   ├── tokens/<recording>.npy
+#   ├── midi_tokens/<excerpt>.npy       with --midi-dir
 #   ├── statistics.html                 hours, durations, use of the codes, levels
 #   └── tokenizer.json  recordings.jsonl  .tokenize.done  .validate.done  .statistics.done
 #
@@ -36,6 +42,7 @@ split_by=recording      # composition: no piece is in two splits
 valid_fraction=0.1      # where splits are drawn
 test_fraction=0.1
 seed=42
+midi_dir=               # MIDI of the recordings, for models that play it: download/ATEPP-1.2, say
 output_dir=data/tokenized
 codec=facebook/encodec_32khz
 window=15
@@ -109,10 +116,15 @@ is_newer() {
 # A stage is done when its marker holds the settings of this run, and no input is newer.
 is_done() {
   [ -f "$1" ] && [ "$(cat "$1")" = "$settings" ] && ! is_newer "$1" "$audio_dir" &&
+    { [ -z "$midi_dir" ] || ! is_newer "$1" "$midi_dir"; } &&
     { [ "$split_csv" = none ] || ! is_newer "$1" "$split_csv"; }
 }
 settings="$audio_dir ${splits[*]} $codec $window $min_window $min_duration ${optional[*]-} \
 $( (find_files "$audio_dir" 2> /dev/null || true) | wc -l)"
+if [ -n "$midi_dir" ]; then
+  optional+=(--midi-dir "$midi_dir")
+  settings+=" $midi_dir $( (find_files "$midi_dir" 2> /dev/null || true) | wc -l)"
+fi
 
 # The valle of this clone is used even where the package is not installed.
 export PYTHONPATH="$_here/../..${PYTHONPATH:+:$PYTHONPATH}"

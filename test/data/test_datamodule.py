@@ -61,6 +61,7 @@ def test_flags_have_the_names_and_defaults_of_the_family():
         "shuffle_buffer_size": "100000",
         "drop_last": "False",
         "num_workers": "8",
+        "text_tokens": "None",
     }
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PAD_CODE = 0  # padding is known by lens alone, so any legal code will do
+PAD_CODE = 0  # padding is known by lens alone, so any legal code will do; PAD of conditions
 
 
 def collate_codes(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Pad at the end.
 
     Args:
-      sequences: B arrays (T_i, Q) of integers.
+      sequences: B arrays (T_i, Q) of integers; or of events (S_i, 6), or of symbols (S_i,).
 
     Returns:
       codes (B, max T_i, Q) int64, PAD_CODE beyond each row's length, and lens (B,) int64.
@@ -27,7 +27,7 @@ def collate_codes(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     if not sequences:
         raise ValueError("cannot collate an empty batch")
     lens = torch.tensor([len(sequence) for sequence in sequences])
-    shape = (len(sequences), int(lens.max()), sequences[0].shape[1])
+    shape = (len(sequences), int(lens.max()), *sequences[0].shape[1:])
     codes = torch.full(shape, PAD_CODE, dtype=torch.int64)
     for row, sequence in zip(codes, sequences, strict=True):
         row[: len(sequence)] = torch.from_numpy(sequence.astype(np.int64, copy=False))

@@ -4,6 +4,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from valle.data.manifest import (
 )
 from valle.data.sampler import EveryNth, load_sampler_state, make_sampler
 from valle.data.summary import TOLERANCE_SEC
+from valle.data.text import SymbolTable
 from valle.utils.cli import str2bool
 from valle.utils.signals import ignore_stop_signals
+
+TEXT_TABLE = "unique_text_tokens.k2symbols"  # of the training split, beside the manifests
 
 
 class DurationFilter:
@@ -80,6 +84,8 @@ class TokenDataModule:
       args: Parsed command line with the flags of `add_arguments`.
       num_quantizers: Q that the model expects; None accepts what the manifest holds.
       codebook_size: Number of codes that the model embeds; None leaves the range unchecked.
+      condition: "text" or "midi", to be in the batches; None for the codes alone.
+      elsewhere_sec: Seconds of a prompt from elsewhere in the recording; 0 for none.
     """
 
     def __init__(
@@ -87,10 +93,30 @@ class TokenDataModule:
         args: argparse.Namespace,
         num_quantizers: int | None = None,
         codebook_size: int | None = None,
+        condition: str | None = None,
+        elsewhere_sec: float = 0.0,
     ) -> None:
         self.args = args
         self.num_quantizers = num_quantizers
         self.codebook_size = codebook_size
+        self.condition = condition
+        self.elsewhere_sec = elsewhere_sec
+
+    @cached_property
+    def symbols(self) -> SymbolTable:
+        """The table of the texts' symbols: `--text-tokens`, or the one beside the manifests.
+
+        Raises:
+          FileNotFoundError: There is none.
+          ValueError: It is no such table.
+        """
+        path = self.args.text_tokens or self.args.manifest_dir / TEXT_TABLE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no table of text symbols at {path}: egs/atepp/bin/tokenizer.py writes it beside "
+                "manifests of cuts with text; one elsewhere: --text-tokens"
+            )
+        return SymbolTable.read(path)
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +138,11 @@ class TokenDataModule:
         add("--shuffle-buffer-size", type=int, default=100000, help="the same, without buckets")
         add("--drop-last", type=str2bool, default=False, help="leave out batches not full")
         add("--num-workers", type=int, default=8, help="processes that load batches")
+        add(
+            "--text-tokens",
+            type=Path,
+            help=f"table of text symbols; default: {TEXT_TABLE} in --manifest-dir",
+        )
 
     def train_cuts(self) -> CutSet:
         """Lazy cuts of `cuts_train.jsonl.gz`, or of the shards in `cuts_train`."""
@@ -180,7 +211,7 @@ class TokenDataModule:
         )
         if sampler_state is not None:
             load_sampler_state(sampler, sampler_state)
-        return self._loader(sampler, persistent=True)
+        return self._loader(sampler, for_training=True)
 
     def valid_dataloader(self, cuts: CutSet, world_size: int = 1, rank: int = 0) -> DataLoader:
         """Batches for validation or test: every cut once, in the same order each time.
@@ -189,7 +220,7 @@ class TokenDataModule:
         operation (a DistributedDataParallel forward) per batch, sum up and reduce at the end.
         """
         sampler = self._sampler(cuts, shuffle=False, drop_last=False, seed=0, world_size=1, rank=0)
-        return self._loader(EveryNth(sampler, rank, world_size), persistent=False)
+        return self._loader(EveryNth(sampler, rank, world_size), for_training=False)
 
     def _sampler(self, cuts: CutSet, **settings: Any) -> Any:
         return make_sampler(
@@ -201,14 +232,22 @@ class TokenDataModule:
             **settings,
         )
 
-    def _loader(self, sampler: Any, persistent: bool) -> DataLoader:
+    def _loader(self, sampler: Any, for_training: bool) -> DataLoader:
         workers = self.args.num_workers
+        dataset = TokenDataset(
+            self.num_quantizers,
+            self.codebook_size,
+            self.condition,
+            self.symbols if self.condition == "text" else None,
+            self.elsewhere_sec,
+            refuse_unknown=for_training,
+        )
         return DataLoader(
-            TokenDataset(self.num_quantizers, self.codebook_size),
+            dataset,
             sampler=sampler,
             batch_size=None,  # the sampler yields whole batches
             num_workers=workers,
-            persistent_workers=persistent and workers > 0,
+            persistent_workers=for_training and workers > 0,
             worker_init_fn=ignore_stop_signals,
             # its own: an iterator's start would else move the global one, which draws dropout
             generator=torch.Generator(),

@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 from lhotse import CutSet, MonoCut
-from lhotse.array import TemporalArray
+from lhotse.array import Array, TemporalArray
+from lhotse.features.io import is_in_memory
 from lhotse.lazy import LazyManifestIterator, count_newlines_fast
 from lhotse.utils import LOG_EPSILON
 
 from valle.data.codec import CodecInfo
+from valle.data.conditions import MIDI
+from valle.data.conditions import condition_of as condition_of  # this module reads cuts
 from valle.data.readers import PLACEHOLDER, is_placed, shards_of, with_rows_read
 from valle.data.summary import Summary, read_summary
 
@@ -138,7 +141,7 @@ class TokenManifest:
 
 
 class ResolvePaths:
-    """Points a cut's tokens at the folder of its manifest; a class, since workers pickle it.
+    """Points a cut's arrays at the folder of its manifest; a class, since workers pickle it.
 
     Args:
       folder: Of the manifest.
@@ -148,18 +151,24 @@ class ResolvePaths:
         self.folder = folder
 
     def __call__(self, cut: Any) -> Any:
-        tokens = (getattr(cut, "custom", None) or {}).get("audio_features")
+        custom = getattr(cut, "custom", None) or {}
+        events, tokens = custom.get(MIDI), custom.get("audio_features")
+        if isinstance(events, Array):
+            cut = cut.with_custom(MIDI, self._resolved(events))
         if isinstance(tokens, TemporalArray):
-            array = tokens.array
-            if array.storage_type != PLACEHOLDER:
-                path = _resolve(array.storage_path, self.folder, as_it_stands=False)
-                tokens = replace(tokens, array=replace(array, storage_path=path))
-            return cut.with_custom("audio_features", with_rows_read(tokens, self.folder))
+            resolved = replace(tokens, array=self._resolved(tokens.array))
+            return cut.with_custom("audio_features", resolved)
         if getattr(cut, "has_features", False):
             features = cut.features
             storage_path = _resolve(features.storage_path, self.folder, as_it_stands=True)
             return replace(cut, features=replace(features, storage_path=storage_path))
         return cut
+
+    def _resolved(self, array: Array) -> Array:
+        if array.storage_type != PLACEHOLDER and not is_in_memory(array.storage_type):
+            path = _resolve(array.storage_path, self.folder, as_it_stands=False)
+            array = replace(array, storage_path=path)
+        return with_rows_read(array, self.folder)
 
 
 @lru_cache(maxsize=4096)

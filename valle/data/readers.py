@@ -23,7 +23,7 @@ from lhotse.features.io import FeaturesReader, register_reader
 
 FIELD = "audio_features"
 PLACEHOLDER = "shar"  # lhotse's storage type for an array that lies in the tar of its shard
-_WHOLE_FILES = "numpy_files"  # the one for a file of its own
+_OWN_FILE = "numpy_files"  # the one for a file of its own
 _OPEN_SHARDS = 128  # of a process; systems allow 1,024 and more
 
 
@@ -43,19 +43,18 @@ def is_placed(cut: Any) -> bool:
     return isinstance(tokens, TemporalArray) and tokens.array.storage_type == ShardReader.name
 
 
-def with_rows_read(tokens: TemporalArray, folder: str) -> TemporalArray:
-    """The tokens of a cut, whose storage path is known, to be read by the readers below.
+def with_rows_read(array: Array, folder: str) -> Array:
+    """An array of a cut, whose storage path is known, to be read by the readers below.
 
     Args:
-      tokens: As the manifest has them.
-      folder: Of the shard, for tokens that lie in one.
+      array: As the manifest has it.
+      folder: Of the shard, for one that lies in one.
     """
-    array = tokens.array
-    if array.storage_type == _WHOLE_FILES:
-        return replace(tokens, array=replace(array, storage_type=RowsReader.name))
+    if array.storage_type == _OWN_FILE:
+        return replace(array, storage_type=RowsReader.name)
     if array.storage_type == PLACEHOLDER and array.storage_path:
-        return replace(tokens, array=_in_shard(array, folder))
-    return tokens
+        return _in_shard(array, folder)
+    return array
 
 
 def _in_shard(array: Array, folder: str) -> Array:
@@ -89,6 +88,9 @@ class RowsReader(FeaturesReader):
         path = os.path.join(self.folder, key)
         with open(path, "rb", buffering=0) as file:
             return _rows(file, path, left_offset_frames, right_offset_frames)
+
+
+WHOLE_FILES = (RowsReader.name, _OWN_FILE)  # storage types with a file for each array
 
 
 @register_reader
@@ -139,7 +141,7 @@ def _rows(file: IO[bytes], where: str, start: int, stop: int | None) -> np.ndarr
         return np.frombuffer(content, dtype).reshape(num_rows, *shape[1:])
     except ValueError as error:
         raise ValueError(
-            f"{where} holds no whole array of codes ({error}): it is cut off, or not the file that "
+            f"{where} holds no whole array ({error}): it is cut off, or not the file that "
             "belongs to this manifest; copy it again, or tokenise again"
         ) from error
 

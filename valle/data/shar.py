@@ -2,15 +2,16 @@
 
 What is written is plain Shar, `CutSet.from_shar(in_dir=...)` reads it; and more than lhotse's own
 writer keeps: each cut's place in its recording, from which training knows where a recording ends,
-and where in the tar its codes are (see `readers`).
+and where in the tar its codes are (see `readers`). MIDI events, where cuts carry them, lie in the
+same way in a second tar of each shard.
 Letters: T frames, Q quantizers.
 """
 
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from itertools import chain, count, islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from lhotse.array import Array, TemporalArray
 from lhotse.utils import fastcopy
 
+from valle.data.conditions import MIDI, condition_of, midi_events
 from valle.data.jsonl import write_jsonl
 from valle.data.manifest import cut_codes, frame_shift_of
 from valle.data.readers import FIELD, PLACEHOLDER, place_in_shard
@@ -69,21 +71,59 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[Iterator[Any]]:
 
 
 def _write_shard(folder: Path, number: str, cuts: Iterable[Any]) -> None:
-    path = folder / f"{FIELD}.{number}.tar"
-    with written_whole(path) as temporary, tarfile.open(temporary, "w") as tar:
-        lines = (_put(tar, path.name, cut).to_dict() for cut in cuts)
+    cuts = iter(cuts)
+    first = next(cuts)
+    with ExitStack() as stack:
+        tars = {
+            field: stack.enter_context(_tar_written_whole(folder / f"{field}.{number}.tar"))
+            for field in ([FIELD, MIDI] if condition_of(first) == "midi" else [FIELD])
+        }
+        lines = (_put(tars, cut).to_dict() for cut in chain([first], cuts))
         write_jsonl(folder / f"cuts.{number}.jsonl.gz", lines)
 
 
-def _put(tar: tarfile.TarFile, tar_name: str, cut: Any) -> Any:
-    """Append a cut's codes to a tar.
+class _Tar:
+    """A tar that is being written.
+
+    Args:
+      file: The tar.
+      name: That it will have.
+    """
+
+    def __init__(self, file: tarfile.TarFile, name: str) -> None:
+        self._file, self._name = file, name
+
+    def put(self, name: str, stored: np.ndarray, array: Array | TemporalArray) -> dict[str, str]:
+        """Append an array, and its description, as Shar has them.
+
+        Returns:
+          Fields that say where it is.
+        """
+        content = BytesIO()
+        np.save(content, stored, allow_pickle=False)
+        offset = _append(self._file, f"{name}.npy", content.getvalue())
+        _append(self._file, f"{name}.json", json.dumps(array.to_dict()).encode() + b"\n")
+        return place_in_shard(self._name, offset, len(content.getvalue()))
+
+
+@contextmanager
+def _tar_written_whole(path: Path) -> Iterator[_Tar]:
+    with written_whole(path) as temporary, tarfile.open(temporary, "w") as file:
+        yield _Tar(file, path.name)
+
+
+def _put(tars: Mapping[str, _Tar], cut: Any) -> Any:
+    """Append a cut's codes, and its MIDI if cuts have it, to the tars.
 
     Returns:
-      The cut with a placeholder for them, as Shar has it, that says where they are.
+      The cut with placeholders for them, as Shar has it, that say where they are.
     """
+    if (condition_of(cut) == "midi") != (MIDI in tars):
+        raise ValueError(
+            f"cut {cut.id} carries {'no ' * (MIDI in tars)}MIDI events, the first cut of its shard "
+            "is not like that: a shard holds cuts of one kind; tokenise them alike"
+        )
     codes = as_stored(cut_codes(cut), f"cut {cut.id}")
-    content = BytesIO()
-    np.save(content, codes, allow_pickle=False)
     if not cut.has_recording:
         raise ValueError(
             f"cut {cut.id} names no recording, so that a shard could not tell where it ends: "
@@ -91,13 +131,20 @@ def _put(tar: tarfile.TarFile, tar_name: str, cut: Any) -> Any:
         )
     shift = frame_shift_of(cut)
     assert shift, "cut_codes has found tokens"
-    array = Array(PLACEHOLDER, storage_path="", storage_key="", shape=list(codes.shape))
+    array = _placeholder(codes)
     tokens = TemporalArray(array, temporal_dim=0, frame_shift=shift, start=cut.start)
-    offset = _append(tar, f"{cut.id}.npy", content.getvalue())
-    _append(tar, f"{cut.id}.json", json.dumps(tokens.to_dict()).encode() + b"\n")
-    place = place_in_shard(tar_name, offset, len(content.getvalue()))
-    placed = fastcopy(tokens, array=fastcopy(array, **place))
-    return fastcopy(cut, features=None, custom={**(cut.custom or {}), FIELD: placed})
+    placed = {
+        FIELD: fastcopy(tokens, array=fastcopy(array, **tars[FIELD].put(cut.id, codes, tokens)))
+    }
+    if MIDI in tars:
+        events = as_stored(midi_events(cut), f"cut {cut.id}")
+        array = _placeholder(events)
+        placed[MIDI] = fastcopy(array, **tars[MIDI].put(cut.id, events, array))
+    return fastcopy(cut, features=None, custom={**(cut.custom or {}), **placed})
+
+
+def _placeholder(stored: np.ndarray) -> Array:
+    return Array(PLACEHOLDER, storage_path="", storage_key="", shape=list(stored.shape))
 
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> int:

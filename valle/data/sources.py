@@ -166,6 +166,12 @@ def _single_file(recording: Any, path: str | Path) -> str:
     return str(sources[0].source)
 
 
+def file_key(name: str) -> str:
+    """A name for a file after an id; with a hash where that holds what a file name cannot."""
+    safe = _safe(name)
+    return safe if safe == name else f"{safe}-{_short_hash(name)}"
+
+
 def _key_of_path(path: str) -> str:
     return _safe("__".join(Path(path).with_suffix("").parts))
 

@@ -5,6 +5,8 @@ Writes into --output-dir:
 
     cuts_train.jsonl.gz  cuts_validation.jsonl.gz  cuts_test.jsonl.gz
     tokens/                 one int16 array (T, Q) for each recording, whole
+    midi_tokens/            with --midi-dir: one int16 array (S, 6) of events for each excerpt
+    unique_text_tokens.k2symbols    with text: the symbols of the training split
     recordings.jsonl        what was measured of each recording, or why it was skipped
     tokenizer.json          codec and settings; another codec may not write into the same folder
     work-<i>-of-<n>.jsonl   recordings that process i has done so far
@@ -24,7 +26,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tokenizer_conditions import (
+    CONDITION_SETTINGS,
+    add_condition_arguments,
+    choose_condition,
+)
 from tokenizer_encoding import Tokeniser, add_encoding_arguments
+from tokenizer_excerpts import Unconditioned
 from tokenizer_manifests import TOKEN_FOLDER, add_format_arguments, window_frames
 from tokenizer_merging import SETTINGS, add_limit_arguments, merge
 from tokenizer_reading import add_use_arguments
@@ -54,6 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--num-quantizers", type=int, help="use the first so many of the codec's; default: all")
     add("--window", type=float, default=15.0, help="seconds of an excerpt")
     add("--min-window", type=float, default=5.0, help="a shorter rest shares with its neighbour")
+    add_condition_arguments(parser)
     add_use_arguments(parser)
     add_limit_arguments(parser)
     add_split_arguments(parser)
@@ -98,13 +107,16 @@ def run(args: argparse.Namespace) -> int:
     sources.sort(key=lambda source: source.id)
     listed = assign_splits(sources, args)  # before hours of work: a wrong column shows at once
     wanted = [source for source in sources if source.id in listed]
+    condition = choose_condition(args, wanted)
+    lacking = condition.lacking(wanted)
     codec = Codec.from_pretrained(args.codec, own_device(args.device), args.num_quantizers)
     window_frames(args, codec.info)  # refused now rather than when the manifests are written
     (args.output_dir / TOKEN_FOLDER).mkdir(parents=True, exist_ok=True)
-    claim_folder(args.output_dir, settings_of(args, codec.info))
-    work = Work(args.output_dir, wanted, shard)
+    claim_folder(args.output_dir, settings_of(args, codec.info) | condition.settings)
+    work = Work(args.output_dir, [s for s in wanted if s.id not in lacking], shard)
     tokenise(work, codec, args)
-    return merge(work, sources, wanted, codec.info, args)
+    read_ahead(condition, work)
+    return merge(work, sources, wanted, codec.info, condition, args)
 
 
 def settings_of(args: argparse.Namespace, codec: CodecInfo) -> dict[str, Any]:
@@ -139,9 +151,9 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     own, found = CodecInfo.from_dict(before["codec"]), CodecInfo.from_dict(settings["codec"])
     own.check_same(found, where=f"the tokens in {folder}")
     differing = [
-        f"{key} {before.get(key)} then, {value} now"
-        for key, value in settings.items()
-        if key != "codec" and before.get(key) != value
+        f"{key} {before.get(key)} then, {settings.get(key)} now"
+        for key in dict.fromkeys((*settings, *CONDITION_SETTINGS))
+        if key != "codec" and before.get(key) != settings.get(key)
     ]
     if differing:
         raise ValueError(
@@ -174,6 +186,13 @@ def tokenise(work: Work, codec: Codec, args: argparse.Namespace) -> None:
             seconds += result.get("num_samples", 0) / result.get("sampling_rate", 1)
             bar.set_postfix_str(f"{seconds / 3600:.2f} h of sound", refresh=False)
             bar.update(max(size, 0))
+
+
+def read_ahead(condition: Unconditioned, work: Work) -> None:
+    """Do this process's share of what the condition needs; nobody merges meanwhile."""
+    with open(work.folder / SETTINGS, "rb+") as shared:
+        take_lock(shared, wait=True, shared=True)
+        condition.read_ahead(work.own)
 
 
 def progress_bar(work: Work) -> Any:

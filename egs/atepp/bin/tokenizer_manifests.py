@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lhotse.utils import fastcopy
+from tokenizer_excerpts import Unconditioned
 
 from valle.data.codec_info import CodecInfo
+from valle.data.conditions import MIDI, MIDI_SPAN
 from valle.data.manifest import MANIFEST_SUFFIX, SPLITS, ResolvePaths
 from valle.data.shar import SHARD_SIZE, write_shards
 from valle.data.sources import Source
-from valle.data.storage import (
-    cut_windows,
-    make_recording,
-    stored_frames,
-    whole_cut,
-    write_cuts,
-)
+from valle.data.storage import make_recording, stored_frames, whole_cut, write_cuts
 from valle.data.windows import plan_windows
 
 TOKEN_FOLDER = "tokens"  # beside the manifests
@@ -53,6 +49,7 @@ def write_manifests(
     entries: Mapping[str, dict[str, Any]],
     splits: Mapping[str, str],
     codec: CodecInfo,
+    condition: Unconditioned,
     args: argparse.Namespace,
 ) -> Counter[str]:
     """Write the manifest of each split.
@@ -62,6 +59,7 @@ def write_manifests(
       entries: What the log says of each, by id.
       splits: The split of each, by id.
       codec: What made the tokens.
+      condition: What the cuts carry beside these.
       args: The command line.
 
     Returns:
@@ -79,9 +77,10 @@ def write_manifests(
             for source in sources
             if splits[source.id] == split
             for whole in token_cuts(source, entries[source.id], codec)
-            for excerpt in cut_windows(whole, codec, window, minimum)
+            for excerpt in condition.excerpts(source, whole, codec, window, minimum)
         )
         counts[split] = write_split(args, split, cuts)
+        condition.wrote(split)
         if counts[split] == 0:
             logging.warning(f"no recording is in the split {split}: it gets no manifest")
     return counts
@@ -141,6 +140,8 @@ def token_cuts(source: Source, entry: dict[str, Any], codec: CodecInfo) -> Itera
         duration -= max(last - entry["num_frames"], 0) / codec.frame_rate
         if duration * codec.frame_rate >= 1:
             custom = {**(cut.custom or {}), **whole.custom}
+            for key in (MIDI, MIDI_SPAN):  # of an earlier tokenisation, and of its excerpts
+                custom.pop(key, None)
             yield fastcopy(
                 cut, duration=duration, recording=recording, features=None, custom=custom
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lhotse import MonoCut
+from tokenizer_excerpts import Unconditioned
 from tokenizer_manifests import TOKEN_FOLDER, has_cuts, write_manifests
 from tokenizer_splits import assign_splits, pieces_summary
 from tokenizer_work import Entry, Work, log_missing
@@ -67,6 +68,7 @@ def merge(
     sources: list[Source],
     wanted: list[Source],
     codec: CodecInfo,
+    condition: Unconditioned,
     args: argparse.Namespace,
 ) -> int:
     """Write the manifests if all recordings are done; if not, that is for the last one to finish.
@@ -77,8 +79,9 @@ def merge(
     Args:
       work: Of this process, which has nothing left to do.
       sources: All recordings, sorted by id.
-      wanted: Those that are to be tokenised, likewise.
+      wanted: Those that the splits name, likewise.
       codec: What made the tokens.
+      condition: What the cuts carry beside these.
       args: The command line.
 
     Returns:
@@ -103,9 +106,11 @@ def merge(
             logging.info("all is done, and the manifests are written")
             return 0
         path.unlink(missing_ok=True)  # it says that the manifests are whole
-        for folder in (args.output_dir / TOKEN_FOLDER, args.output_dir):
+        for folder in (args.output_dir / TOKEN_FOLDER, *condition.folders, args.output_dir):
             remove_leftovers(folder)
-        return write_all(path, sources, wanted, entries, codec, args)
+        for id_, reason in condition.lacking(wanted).items():
+            entries[id_] = {"skipped": reason}
+        return write_all(path, sources, wanted, entries, codec, condition, args)
 
 
 def write_all(
@@ -114,6 +119,7 @@ def write_all(
     wanted: list[Source],
     entries: Mapping[str, Entry],
     codec: CodecInfo,
+    condition: Unconditioned,
     args: argparse.Namespace,
 ) -> int:
     """Manifests, then `recordings.jsonl` at `path`, then the summary; see `merge`."""
@@ -121,18 +127,20 @@ def write_all(
     parts = []
     for source in wanted:
         if source.id not in reasons:
-            part = sounding_part(source, entries[source.id], codec)
-            if part is None or not has_cuts(part, entries[source.id], codec):
-                reasons[source.id] = WITHOUT_CUTS
+            part = usable_part(source, entries[source.id], codec, condition)
+            if isinstance(part, str):
+                reasons[source.id] = part
             else:
                 parts.append(part)
     kept = [source for source in wanted if source.id not in reasons]
     splits = assign_splits(kept, args) if kept else {}
     # without a recording it deletes the manifests of before, that nobody trains on them
-    counts = write_manifests(parts, entries, splits, codec, args)
+    counts = write_manifests(parts, entries, splits, codec, condition, args)
     shared = pieces_summary(kept, splits, args) if kept else None
     write_jsonl(path, recording_lines(sources, entries, reasons, splits, codec))
     report([entries[source.id] for source in kept], reasons, counts, codec)
+    for name, count in condition.lines():
+        print(f"{name:<30}{count:8d}")
     if shared is not None:
         print(f"pieces in several splits  {shared}")
     return 0 if kept else 1
@@ -164,6 +172,16 @@ def reason_against(entry: Entry, args: argparse.Namespace) -> str | None:
     if args.max_silence is not None and entry["silence_share"] > args.max_silence:
         return "mostly silent"
     return None
+
+
+def usable_part(
+    source: Source, entry: Entry, codec: CodecInfo, condition: Unconditioned
+) -> Source | str:
+    """The recording, or the cuts of it that can be used, or why nothing can."""
+    part = sounding_part(source, entry, codec)
+    if part is None or not has_cuts(part, entry, codec):
+        return WITHOUT_CUTS
+    return condition.part(part, entry["num_samples"] / entry["sampling_rate"])
 
 
 def sounding_span(entry: Entry, codec: CodecInfo) -> tuple[float, float]:

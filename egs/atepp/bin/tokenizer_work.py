@@ -132,6 +132,7 @@ class Work:
       shard: This process.
 
     Attributes:
+      own: This shard's recordings.
       todo: This shard's recordings that are not done, the longest first, so that only short ones
         remain at the end, when some threads have nothing to do any more.
       num_done, bytes_done: This shard's recordings that were done before.
@@ -144,11 +145,11 @@ class Work:
         self._sources = {source.id: source for source in sources}
         self._shards = deal(self.sizes, shard.count)
         held = {id_ for id_, entry in self.entries().items() if entry.get("skipped") not in RETRIED}
-        own = [source for source in sources if self._shards[source.id] == shard.index]
-        self.todo = [source for source in own if source.id not in held]
+        self.own = [source for source in sources if self._shards[source.id] == shard.index]
+        self.todo = [source for source in self.own if source.id not in held]
         self.todo.sort(key=lambda source: (-self.sizes[source.id], source.id))
-        self.num_done = len(own) - len(self.todo)
-        self.bytes_done = sum(max(self.sizes[s.id], 0) for s in own if s.id in held)
+        self.num_done = len(self.own) - len(self.todo)
+        self.bytes_done = sum(max(self.sizes[s.id], 0) for s in self.own if s.id in held)
 
     def entries(self) -> dict[str, Entry]:
         """What the logs say of each recording that is done, by id.

@@ -12,12 +12,13 @@ from lhotse.array import TemporalArray, seconds_to_frames
 
 from valle.data.codec_info import CodecInfo
 from valle.data.collation import check_codes
+from valle.data.conditions import condition_of, midi_events, text_symbols
 from valle.data.manifest import frame_shift_of
-from valle.data.readers import FIELD, RowsReader, shards_of
+from valle.data.midi import notes_of
+from valle.data.readers import WHOLE_FILES, shards_of
 from valle.data.storage import TOKEN_DTYPE
 from valle.data.summary import promised_cuts
-
-WHOLE_FILES = (RowsReader.name, "numpy_files")  # storage types with a file for each array
+from valle.data.text import SymbolTable
 
 
 def check_cut(
@@ -47,6 +48,41 @@ def check_cut(
         raise ValueError(
             f"cut {cut.id} lasts {cut.duration} s, {expected} frames, but has {len(codes)}"
         )
+
+
+def read_condition(cut: Any) -> tuple[int, set[str]]:
+    """Read what a cut carries for a model to read.
+
+    Returns:
+      How many notes or symbols there are, and the symbols, of a text.
+
+    Raises:
+      ValueError: They cannot be embedded, or are of another span of the recording.
+      OSError: They cannot be read.
+    """
+    condition = condition_of(cut)
+    if condition == "midi":
+        events = midi_events(cut)
+        try:
+            return len(notes_of(events)), set()
+        except ValueError as error:
+            raise ValueError(f"cut {cut.id}: {error}") from error
+    if condition == "text":
+        symbols = text_symbols(cut)
+        return len(symbols), set(symbols)
+    return 0, set()
+
+
+def unknown_symbols(path: Path, symbols: Iterable[str]) -> list[str]:
+    """Symbols that a table does not have, sorted.
+
+    Raises:
+      FileNotFoundError: There is no table.
+      ValueError: It is no such table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no table of text symbols at {path}: prepare again")
+    return sorted(set(symbols).difference(SymbolTable.read(path).symbols))
 
 
 class StoredArrays:
@@ -109,7 +145,7 @@ def missing_shards(manifest: Path, num_cuts: int) -> list[str]:
     if not manifest.is_dir():
         return []
     there = _numbers(shards_of(manifest))
-    named = there | _numbers(manifest.glob(f"{FIELD}.*.tar"))
+    named = there | _numbers(manifest.glob("*.tar"))
     problems = [
         f"{manifest} has no cuts.{number:06d}.jsonl.gz: copy that shard again, or prepare again"
         for number in range(max(named, default=-1) + 1)

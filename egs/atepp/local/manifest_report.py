@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from manifest_checks import StoredArrays, check_cut, missing_shards
+from manifest_checks import StoredArrays, check_cut, missing_shards, read_condition
 from tqdm import tqdm
 
 from valle.data.codec_info import CodecInfo
+from valle.data.conditions import condition_of
 from valle.data.manifest import SPLITS, codec_of_cut, cut_codes, load_cuts, manifest_path
 from valle.data.split_table import group_columns, match_rows, piece_of_its_own, read_table
 from valle.data.splits import shared_pieces
@@ -55,6 +56,9 @@ class SplitReport:
       problems: Sentences, each naming a cut; the first thousand.
       num_problems: Of all.
       warnings: Sentences on what is odd and does not stop a training.
+      condition: What the first cut carries for a model to read: "midi", "text" or None.
+      num_events: Notes, or symbols of texts, of all cuts.
+      symbols: All symbols of texts.
     """
 
     num_cuts: int = 0
@@ -66,6 +70,9 @@ class SplitReport:
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
     warnings: list[str] = field(default_factory=list)
+    condition: str | None = None
+    num_events: int = 0
+    symbols: set[str] = field(default_factory=set)
 
     @property
     def codebook_size(self) -> int:
@@ -143,10 +150,26 @@ def _add_cut(report: SplitReport, cut: Any, arrays: StoredArrays) -> None:
         codes = cut_codes(cut)
         check_cut(cut, codes, report.codec, report.counts.shape[0] or None)
         arrays.check(cut)
+        _add_condition(report, cut)
     except UNREADABLE as error:
         report.add_problem(str(error) if cut.id in str(error) else _unreadable(cut, error))
     else:
         report.counts = add_counts(report.counts, codes)
+
+
+def _add_condition(report: SplitReport, cut: Any) -> None:
+    """Read what a cut carries; all cuts of a split carry the same kind."""
+    found = condition_of(cut)
+    if report.num_cuts == 1:
+        report.condition = found
+    elif found != report.condition:
+        raise ValueError(
+            f"cut {cut.id} carries {found or 'no condition'}, the first cut of the manifest "
+            f"{report.condition or 'none'}: two manifests were mixed, tokenise them alike"
+        )
+    num_events, symbols = read_condition(cut)
+    report.num_events += num_events
+    report.symbols |= symbols
 
 
 def _note_recording(report: SplitReport, cut: Any) -> None:

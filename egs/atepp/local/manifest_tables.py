@@ -10,6 +10,8 @@ from manifest_report import SplitReport
 
 from valle.utils.tables import Table
 
+_EVENTS = {"midi": "notes/second", "text": "symbols/second"}  # of a condition
+
 
 def entropy_bits(counts: np.ndarray) -> float:
     """Bits that one code tells on average, log2 K at most; 0 where it never changes."""
@@ -30,8 +32,10 @@ def never_used(counts: np.ndarray, codebook_size: int) -> float:
 
 
 def split_table(reports: Mapping[str, SplitReport]) -> Table:
-    """A row for each split."""
+    """A row for each split; with a condition, how much there is of it."""
     header = ["split", "cuts", "hours", "recordings", "seconds/cut"]
+    kinds = {report.condition for report in reports.values()} - {None}
+    header += [_EVENTS[kind] for kind in sorted(kinds, key=str)]
     rows = [
         [
             split,
@@ -39,6 +43,10 @@ def split_table(reports: Mapping[str, SplitReport]) -> Table:
             f"{report.seconds / 3600:.3f}",
             str(len(report.recordings)),
             f"{report.seconds / max(report.num_cuts, 1):.2f}",
+            *(
+                f"{report.num_events / report.seconds:.2f}" if report.condition == kind else "-"
+                for kind in sorted(kinds, key=str)
+            ),
         ]
         for split, report in reports.items()
     ]

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from valle.data.datamodule import TEXT_TABLE
 from valle.data.manifest import SPLITS, load_cuts, manifest_path
 from valle.data.shar import SHARD_SIZE, write_shards
 from valle.utils.files import copy_whole
 
-_RECORDINGS = "recordings.jsonl"  # which the statistics page reads, if it is there
+# which the statistics page and training read, if they are there
+_BESIDE = ("recordings.jsonl", TEXT_TABLE)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -57,8 +59,9 @@ def to_shar(manifest_dir: Path, output_dir: Path, shard_size: int) -> dict[str, 
             continue
         cuts = tqdm(load_cuts(path), desc=split, unit="cut", disable=None)
         counts[split] = write_shards(output_dir / f"cuts_{split}", cuts, shard_size)
-    if (manifest_dir / _RECORDINGS).is_file():
-        copy_whole(manifest_dir / _RECORDINGS, output_dir / _RECORDINGS)
+    for name in _BESIDE:
+        if (manifest_dir / name).is_file():
+            copy_whole(manifest_dir / name, output_dir / name)
     return counts
 
 

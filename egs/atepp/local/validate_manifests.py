@@ -3,8 +3,9 @@
 
 Checked: every manifest and every array can be read; every cut carries tokens of one codec, its
 frames fit its duration, its file has the shape and kind of number that it says, all codes are in
-range, ids are unique, no recording is in two splits (by its id or its file), no shard is missing,
-and training and validation have cuts.
+range, MIDI events are those of the cut's own span and stand for notes, the table has every symbol
+of the training texts, all cuts carry the same kind of condition, ids are unique, no recording is in
+two splits (by its id or its file), no shard is missing, and training and validation have cuts.
 
 What is odd and stops nothing is printed as a warning, and leaves the exit status 0: no test split,
 a split whose cuts name no recordings, a quantizer whose codes hardly vary, pieces that several
@@ -20,9 +21,11 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
+from manifest_checks import unknown_symbols
 from manifest_report import SplitReport, read_folder, shared_between
 from manifest_tables import perplexity, quantizer_table, split_table
 
+from valle.data.datamodule import TEXT_TABLE
 from valle.data.manifest import SPLITS
 from valle.data.split_table import add_table_arguments
 from valle.data.splits import describe_shared
@@ -71,7 +74,8 @@ def validate(folder: Path) -> tuple[dict[str, SplitReport], list[str]]:
     """
     reports = read_folder(folder)
     problems = [problem for report in reports.values() for problem in report.problems]
-    return reports, problems + shared_recordings(reports) + mixed_codecs(reports)
+    problems += shared_recordings(reports) + mixed_codecs(reports)
+    return reports, problems + mixed_conditions(reports) + missing_symbols(folder, reports)
 
 
 def shared_recordings(reports: Mapping[str, SplitReport]) -> list[str]:
@@ -128,6 +132,42 @@ def mixed_codecs(reports: Mapping[str, SplitReport]) -> list[str]:
     return problems
 
 
+def mixed_conditions(reports: Mapping[str, SplitReport]) -> list[str]:
+    """Splits whose cuts carry another kind of condition than those of the first."""
+    filled = {split: report for split, report in reports.items() if report.num_cuts}
+    first = next(iter(filled), "")
+    return [
+        f"the cuts of {split} carry {report.condition or 'no condition'}, those of {first} "
+        f"{filled[first].condition or 'none'}: tokenise them alike"
+        for split, report in filled.items()
+        if report.condition != filled[first].condition
+    ]
+
+
+def missing_symbols(folder: Path, reports: Mapping[str, SplitReport]) -> list[str]:
+    """Symbols of training texts without an id; those of the other splits are left out by models."""
+    if not reports["train"].symbols:
+        return []
+    try:
+        unknown = unknown_symbols(folder / TEXT_TABLE, reports["train"].symbols)
+    except (FileNotFoundError, ValueError) as error:
+        return [str(error)]
+    return [f"{TEXT_TABLE} lacks symbols of train: {' '.join(unknown)}; prepare again"] * bool(
+        unknown
+    )
+
+
+def rare_symbols(reports: Mapping[str, SplitReport]) -> list[str]:
+    """What training does not know of the other splits' texts."""
+    known = reports["train"].symbols
+    return [
+        f"texts of {split} have symbols that train never has, and models leave out: "
+        f"{' '.join(sorted(report.symbols - known))}"
+        for split, report in reports.items()
+        if known and report.symbols - known
+    ]
+
+
 def what_training_lacks(reports: Mapping[str, SplitReport]) -> list[str]:
     """Splits without which the trainer stops at its start."""
     return [
@@ -168,6 +208,7 @@ def warnings_of(reports: Mapping[str, SplitReport], args: argparse.Namespace) ->
         for index, counts in enumerate(train.counts)
         if perplexity(counts) < FEW_CODES
     ]
+    warnings += rare_symbols(reports)
     shared = shared_between(reports, args)
     if shared is not None and shared[0]:
         warnings.append(
