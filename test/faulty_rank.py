@@ -10,7 +10,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "egs/atepp/bin")]
 
-import trainer_audiolm  # noqa: E402
+import trainer  # noqa: E402
 
 from valle.models import AudioLM  # noqa: E402
 
@@ -37,4 +37,4 @@ def install(fault: str) -> None:
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
         install(sys.argv[1])
-    trainer_audiolm.main(sys.argv[2:])
+    trainer.main(sys.argv[2:])

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trainer_audiolm
+import trainer
 
 from valle.utils.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
-TRAINER = ROOT / "egs/atepp/bin/trainer_audiolm.py"
+TRAINER = ROOT / "egs/atepp/bin/trainer.py"
 TINY = (
     "--decoder-dim 16 --nhead 2 --num-decoder-layers 1 --max-duration 6 --num-workers 0 "
     "--warmup-steps 2 --log-interval 1 --valid-interval 1000 --measured-cuts 0"
@@ -34,7 +34,7 @@ def arguments(token_dir: Path, exp_dir: Path, *flags: object) -> list[str]:
 
 def train(token_dir: Path, exp_dir: Path, *flags: object, fails: bool = False) -> str:
     """Run the trainer here; return what it printed."""
-    return run_here(trainer_audiolm.main, arguments(token_dir, exp_dir, *flags), fails)
+    return run_here(trainer.main, arguments(token_dir, exp_dir, *flags), fails)
 
 
 def run_here(main: Callable[[list[str]], Any], args: list[str], fails: bool = False) -> str:
@@ -82,7 +82,7 @@ def start_trainer(
     `before` is called there first; a function of a module.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer_audiolm"])
+    context.set_forkserver_preload(["trainer"])
     command = arguments(token_dir, exp_dir, *flags)
     process = context.Process(target=_main, args=(command, before))
     process.start()
@@ -95,7 +95,7 @@ def _main(command: list[str], before: Callable[[], Any] | None) -> None:
     multiprocessing.set_start_method("fork", force=True)
     if before is not None:
         before()
-    trainer_audiolm.main(command)
+    trainer.main(command)
 
 
 def log_of(exp_dir: Path) -> str:

@@ -1,6 +1,8 @@
 """Measures of continuations at each validation, and the hparams tab, in runs of the trainer."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from run_settings import NO_SETTINGS, settings_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 from tiny_cuts import write_manifest
-from trainer_audiolm import get_parser
-from trainer_runs import differences, log_of, start_trainer, train
+from trainer import get_parser
+from trainer_runs import TRAINER, arguments, differences, log_of, start_trainer, train
 from training_measures import ContinuationMeter
 
 from valle.data import Codec, cut_codes
@@ -168,6 +170,15 @@ def test_cuts_that_cannot_be_measured_are_counted_and_training_goes_on(long_toke
     scalars = read_scalars(tmp_path / "tensorboard")
     failures = [point.value for point in scalars["valid_sounds/failures"]]
     assert failures == list(range(1, len(scalars["train/valid_loss"]) + 1))
+
+
+def test_a_run_ends_with_its_loaders_processes_whatever_was_measured(long_tokens, tmp_path):
+    """What measures must not keep the run alive, which would keep these."""
+    flags = ("--measured-cuts", 2, "--prompt-ratio", 0.5, "--num-workers", 2, "--num-epochs", 1)
+    command = [sys.executable, str(TRAINER), *arguments(long_tokens, tmp_path, *FLAGS, *flags)]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "could not be measured" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Prompts as the rows of batches, each with its own random numbers and its own name."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from valle.modules.sampling import row_generators
 
@@ -33,3 +35,23 @@ def sample_names(names: list[str], num_samples: int) -> list[str]:
     if num_samples == 1:
         return names
     return [f"{name}_sample{i + 1}" for name in names for i in range(num_samples)]
+
+
+def num_of_prompts(model: Any, x: Tensor, x_lens: Tensor, prompt_lens: Tensor) -> Tensor | None:
+    """How many of the MIDI events that tell of prompts and targets are of the prompts.
+
+    Args:
+      model: A VALLE, or an `Engine` of one.
+      x: (B, S, 6) events; `x_lens` (B,).
+      prompt_lens: (B,) frames of each prompt.
+
+    Returns:
+      (B,) `enroll_x_lens` of `VALLE.inference`, which counts a BOS and an EOS; None for text, which
+      does not tell when its symbols are spoken.
+    """
+    if model.config.condition != "midi":
+        return None
+    notes = torch.arange(x.shape[1] - 1, device=x.device) < x_lens[:, None] - 2
+    half_a_tick = model.ar.reader.frames_per_tick / 2  # to which onsets are rounded
+    struck = model.ar.reader.places(x)[:, 1:] < prompt_lens[:, None] - half_a_tick
+    return (struck & notes).sum(1) + 2

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from continued_cuts import Continued, continue_cuts
+from continued_cuts import Continued, Load, continue_cuts, load_codes, prompt_sec
 
 from valle.data import Codec
 from valle.evaluation import Passage, fast_measures
 from valle.evaluation.continuations import LOOP_SEC
 from valle.evaluation.measures import REPETITION, STYLES
 from valle.evaluation.passages import FAST
-from valle.models import AudioLM
+from valle.models import CodecLM
 
 MIN_SEC = 2 * LOOP_SEC[1]  # of a continuation: the least that is measured
 
@@ -38,10 +38,11 @@ class ContinuationMeter:
     Args:
       cuts: Of validation; the first of each recording that is long enough is taken.
       codec: Turns codes into sound.
-      prompt_ratio: Share of a cut that the model is given.
+      prompt_ratio: Share of a cut that an AudioLM is given.
       num_cuts: How many are taken at most.
       num_levels: Quantizers that are decoded: 1 where the NAR half has not been trained.
       seed: Of the random numbers of all continuations.
+      load: Reads cuts, with what a VALLE is told of them.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class ContinuationMeter:
         num_cuts: int,
         num_levels: int,
         seed: int,
+        load: Load = load_codes,
     ) -> None:
         self._cuts, self._codec, self._prompt_ratio = cuts, codec, prompt_ratio
         self._num_cuts, self._num_levels, self._seed = num_cuts, num_levels, seed
+        self._load = load
         self._chosen: list[Any] = []
         self._true: dict[str, float] = {}
 
@@ -63,7 +66,7 @@ class ContinuationMeter:
         """That were measured; known after the first time."""
         return len(self._chosen)
 
-    def measure(self, model: AudioLM, progress: Callable[[int], None]) -> Measured:
+    def measure(self, model: CodecLM, progress: Callable[[int], None]) -> Measured:
         """Let the model continue the cuts, and measure that.
 
         Args:
@@ -80,15 +83,16 @@ class ContinuationMeter:
             self._true = {name: value for name, value in true.items() if FAST.get(name) in own}
         return Measured(self._measure(passages), self._true)
 
-    def passages(self, model: AudioLM, progress: Callable[[int], None]) -> list[Passage]:
+    def passages(self, model: CodecLM, progress: Callable[[int], None]) -> list[Passage]:
         """What is measured; the arguments and errors are those of `measure`."""
         if not self._chosen:
-            self._chosen = self._choose()
+            self._chosen = self._choose(model.config)
         continued = continue_cuts(
             model,
             self._chosen,
             self._prompt_ratio,
             self._seed,
+            load=self._load,
             ignore_eos=True,
             progress=progress,
         )
@@ -97,18 +101,20 @@ class ContinuationMeter:
     def _measure(self, passages: list[Passage]) -> dict[str, float]:
         return fast_measures(passages, self._codec.sampling_rate, self._codec.info.frame_rate)
 
-    def _choose(self) -> list[Any]:
+    def _choose(self, config: Any) -> list[Any]:
         chosen: dict[str, Any] = {}
         frame_sec = 1 / self._codec.info.frame_rate  # to which a prompt is rounded
         for cut in self._cuts:
-            if cut.duration * (1 - self._prompt_ratio) >= MIN_SEC + frame_sec:
+            prompt = prompt_sec(config, cut.duration, self._prompt_ratio)
+            if cut.duration - prompt >= MIN_SEC + frame_sec:
                 chosen.setdefault(recording_of(cut), cut)
             if len(chosen) == self._num_cuts:
                 break
         if not chosen:
+            which = f", --prompt-ratio {self._prompt_ratio:g} of it" * (config.condition is None)
             raise ValueError(
-                f"no validation cut has {MIN_SEC:g} s left after its prompt, --prompt-ratio "
-                f"{self._prompt_ratio:g} of it: take longer cuts, or --measured-cuts 0"
+                f"no validation cut has {MIN_SEC:g} s left after its prompt{which}: take longer "
+                "cuts, or --measured-cuts 0"
             )
         return list(chosen.values())
 

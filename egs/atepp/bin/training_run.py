@@ -3,7 +3,7 @@
 import argparse
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,13 @@ from run_settings import events_folder
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
+from training_data import open_cuts
 from training_measures import ContinuationMeter
 from training_start import Start, find_start, keep_best_of_other_stage, load_start_weights
 
-from valle.data import Codec, CodecInfo, Survey, TokenDataModule
+from valle.data import Codec, CodecInfo, TokenDataModule
 from valle.data.sampler import batches_an_epoch
-from valle.models import AudioLM, AudioLMConfig, TrainStage, get_model
+from valle.models import CodecLM, TrainStage, get_model
 from valle.modules.compiling import compile_layers
 from valle.modules.optim import make_optimizer
 from valle.modules.scheduler import Scheduler, make_scheduler
@@ -44,20 +45,33 @@ Batch = dict[str, Any]
 
 @dataclass
 class Prepared:
-    """A batch on the device, split into prompts and targets: arguments of `AudioLM.forward`.
+    """A batch on the device.
 
     Attributes:
+      inputs: arguments of the model's `forward`, each (B, ...).
+      lens: (B,) frames of each row, all its parts together; on the CPU.
       num_frames: target frames.
-      num_cells: rows times the longest one; `num_padded` of them are padding.
-      longest: frames of the longest row, all its parts together.
     """
 
     inputs: dict[str, Tensor]
+    lens: Tensor
     num_frames: int
-    num_cells: int
-    num_padded: int
     cut_ids: list[str]
-    longest: int
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest row."""
+        return int(self.lens.max())
+
+    @property
+    def num_cells(self) -> int:
+        """Rows times the longest one."""
+        return len(self.lens) * self.longest
+
+    @property
+    def num_padded(self) -> int:
+        """How many of the cells are padding."""
+        return self.num_cells - int(self.lens.sum())
 
 
 @dataclass
@@ -81,7 +95,7 @@ class Run:
     params: AttributeDict
     device: torch.device
     stage: TrainStage
-    model: AudioLM
+    model: CodecLM
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -127,6 +141,10 @@ class Run:
     def begins(self, what: str, waits: bool = False) -> None:
         """Tell the other ranks where this one is; `waits` if it needs them there."""
         self.watchdog.beat(self.params.batch_idx_train + 1, what, waits)
+
+    def load(self, cuts: Iterable[Any]) -> Batch:
+        """A batch of cuts, as validation has it."""
+        return self.valid_dl.dataset[CutSet.from_cuts(cuts)]
 
     def learning_parameters(self) -> list[nn.Parameter]:
         return list(self.model.half_parameters(self.stage))
@@ -191,17 +209,6 @@ def build_run(
     return run, start
 
 
-def open_cuts(data: TokenDataModule, params: AttributeDict) -> tuple[Survey, Survey]:
-    """The cuts to train on and to validate on, tokens of one codec, which settles the model's."""
-    lengths = (params.filter_min_duration, params.filter_max_duration)
-    train, valid = (data.survey(cuts, *lengths) for cuts in (data.train_cuts(), data.valid_cuts()))
-    settle_codec(params, train.codec)
-    if train.codec and valid.codec:
-        train.codec.check_same(valid.codec, "the validation cuts")
-    data.num_quantizers, data.codebook_size = params.num_quantizers, params.num_audio_tokens
-    return train, valid
-
-
 def fresh_counters(args: argparse.Namespace) -> dict[str, Any]:
     """Counters of a run that begins: updates so far, and loader batches of the epoch so far."""
     return {
@@ -222,30 +229,7 @@ def fresh_counters(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def settle_codec(params: AttributeDict, info: CodecInfo | None) -> None:
-    """Take quantizers and codebook size from the manifest's codec, the flags agreeing.
-
-    Raises:
-      ValueError: A flag says something else than the manifest.
-    """
-    defaults = AudioLMConfig()
-    facts = {
-        "num_quantizers": info.num_quantizers if info else defaults.num_quantizers,
-        "num_audio_tokens": info.codebook_size if info else defaults.num_audio_tokens,
-    }
-    for name, value in facts.items():
-        given = params[name]
-        if info is not None and given is not None and given != value:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{flag} {given}, but the tokens in {params.manifest_dir} were made by "
-                f"{info.name} with {value}: leave the flag out, or take other tokens"
-            )
-        params[name] = value if given is None else given
-    params.codec = None if info is None else info.to_dict()
-
-
-def build_model(params: AttributeDict) -> AudioLM:
+def build_model(params: AttributeDict) -> CodecLM:
     """The model at its random (and codebook-informed) start, equal on all ranks; on the CPU."""
     torch.manual_seed(params.seed)
     model = get_model(params)
@@ -269,7 +253,7 @@ def load_codec(params: AttributeDict, name: str, flag: str) -> Codec:
     return codec
 
 
-def distribute(model: AudioLM, params: AttributeDict, device: torch.device) -> nn.Module:
+def distribute(model: CodecLM, params: AttributeDict, device: torch.device) -> nn.Module:
     """Bring the model to the device, or each rank's part of it; returns what training calls."""
     layers = [layer for half in (model.ar, model.nar) for layer in half.decoder.layers]
     if params.fsdp:
@@ -326,7 +310,7 @@ def wants_samples(params: AttributeDict) -> bool:
 def open_meter(run: Run) -> ContinuationMeter | None:
     if run.codec is None or run.params.measured_cuts < 1:
         return None
-    params = run.params
+    params, dataset = run.params, run.valid_dl.dataset
     return ContinuationMeter(
         run.valid_cuts,
         run.codec,
@@ -334,11 +318,13 @@ def open_meter(run: Run) -> ContinuationMeter | None:
         params.measured_cuts,
         run.num_levels,
         params.seed,
+        # no method of the run, which would hold itself and, at its end, its loaders' processes
+        lambda cuts: dataset[CutSet.from_cuts(cuts)],
     )
 
 
 def seed_ranks(run: Run, offset: int) -> None:
-    """Dropout and NAR stages of its own for each rank."""
+    """Dropout, NAR stages and the like of its own for each rank."""
     seed_all(run.params.seed + offset, run.generators)
 
 

@@ -14,7 +14,7 @@ def write_samples(run: Run) -> None:
     assert run.codec is not None
     params, step, rate = run.params, run.params.batch_idx_train, run.codec.sampling_rate
     cuts = list(islice(run.valid_cuts, params.num_samples))
-    continued = continue_cuts(run.model, cuts, params.prompt_ratio, params.seed)
+    continued = continue_cuts(run.model, cuts, params.prompt_ratio, params.seed, load=run.load)
     made = continued.made[:, :, : run.num_levels]
     sounds, sound_lens = run.codec.decode(made, continued.made_lens)
     truths, truth_lens = run.codec.decode(continued.true, continued.true_lens)

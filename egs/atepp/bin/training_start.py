@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from valle.data import CodecInfo
-from valle.models import AudioLM, TrainStage
+from valle.models import CodecLM, TrainStage, model_class
 from valle.utils.checkpoint import (
     checkpoint_number,
     copy_checkpoint,
@@ -38,8 +38,8 @@ def find_start(params: AttributeDict) -> Start | None:
 
     Raises:
       FileNotFoundError: It is not there.
-      ValueError: It was trained on tokens of another codec, or the new epochs would overwrite
-        those of another stage.
+      ValueError: It is of another model, was trained on tokens of another codec, or the new epochs
+        would overwrite those of another stage.
     """
     if params.resume == "auto":
         aim_at_newest(params)
@@ -53,7 +53,7 @@ def find_start(params: AttributeDict) -> Start | None:
             )
         return None
     checkpoint = read_checkpoint(path)
-    check_codec(checkpoint, path, params)
+    check_origin(checkpoint, path, params)
     is_other_stage = path == params.ar_checkpoint or checkpoint.get("train_stage") != stage
     if is_other_stage:
         refuse_overwriting(params)
@@ -95,6 +95,36 @@ def find_newest(params: AttributeDict) -> Path | None:
             is_epoch = path.stem.startswith("epoch")
             found.append((checkpoint["batch_idx_train"], is_epoch, path))
     return max(found)[-1] if found else None
+
+
+def check_origin(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -> None:
+    """Refuse weights of another model, or that know other symbols or codes than the tokens'."""
+    check_model(checkpoint, path, params)
+    check_codec(checkpoint, path, params)
+
+
+def check_model(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -> None:
+    config = checkpoint.get("config")
+    if config is None:  # of other people
+        return
+    theirs = described(CodecLM.kind_of(config), config.get("condition"))
+    ours = described(model_class(params.model_name), params.condition)
+    if theirs != ours:
+        raise ValueError(
+            f"{path} is of {theirs}, and this run trains {ours}: set --model-name and --condition "
+            "as in the run before, or take what fits as the start of a new run (--init-from with "
+            "--init-partial true)"
+        )
+    if checkpoint.get("text_symbols") != params.get("text_symbols"):
+        raise ValueError(
+            f"{path} was trained on another table of text symbols than that of "
+            f"{params.manifest_dir}, so that its ids mean others: give the run's own table "
+            "(--text-tokens)"
+        )
+
+
+def described(kind: type[CodecLM], condition: str | None) -> str:
+    return f"{kind.__name__} ({condition})" if condition else kind.__name__
 
 
 def check_codec(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -> None:
@@ -140,12 +170,12 @@ def keep_best_of_other_stage(params: AttributeDict) -> None:
                 copy_checkpoint(path, params.exp_dir / f"{name}-stage{stage}.pt")
 
 
-def load_start_weights(model: AudioLM, start: Start | None, params: AttributeDict) -> None:
+def load_start_weights(model: CodecLM, start: Start | None, params: AttributeDict) -> None:
     """Load the weights; of an AR run that the NAR half starts from, the AR half alone."""
     if start is None:
         if params.init_from is not None:
             if not params.init_partial:
-                check_codec(read_checkpoint(params.init_from), params.init_from, params)
+                check_origin(read_checkpoint(params.init_from), params.init_from, params)
             init_from(model, params.init_from, allow_partial=params.init_partial)
         return
     if not start.is_other_stage:  # `resume` loads it with all else

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
-from training_run import DTYPES, Batch, Prepared, Run
+from training_inputs import forward_options, halves
+from training_run import DTYPES, Prepared, Run
 
-from valle.data import GapSplit, PromptSplit, draw_gaps, middle_gaps, split_gaps, split_prompt
-from valle.models.audio_lm import AudioLMOutput
+from valle.models import AudioLMOutput
 from valle.utils.checkpoint import first_line
 from valle.utils.files import written_whole
 from valle.utils.metrics import MetricsTracker
@@ -27,55 +27,12 @@ MAX_NORM = 1.0  # of AdamW's gradients; ScaledAdam finds its own
 MIN_GRAD_SCALE = 1e-5
 
 
-def prepare(run: Run, batch: Batch) -> Prepared:
-    """Split the cuts of a batch into prompts and targets; in training some of them into gaps."""
-    codes, lens = batch["audio_features"], batch["audio_features_lens"].long()
-    prompt = split_prompt(codes, lens, run.params.prompt_ratio)
-    if not run.model.training or run.params.infill_prob == 0:
-        return send(run, batch, prompt)
-    gaps = draw_gaps(prompt, run.params.infill_prob, run.gap_generator)
-    return send(run, batch, split_gaps(codes, lens, *gaps))
-
-
-def prepare_gaps(run: Run, batch: Batch) -> Prepared:
-    """Split the cuts of a batch into gaps and what lies around them, the same each time."""
-    codes, lens = batch["audio_features"], batch["audio_features_lens"].long()
-    return send(run, batch, split_gaps(codes, lens, *middle_gaps(lens)))
-
-
-def send(run: Run, batch: Batch, split: PromptSplit | GapSplit) -> Prepared:
-    """Bring a batch to the device, for which nobody waits.
-
-    It was split on the CPU, where asking for lengths does not make the host wait for the device.
-    """
-    ends = batch["reaches_end"]
-    if isinstance(split, GapSplit):
-        ends = ends & (split.after_lens == 0)  # a gap goes on
-    inputs = split._asdict() | {"y_ends": ends}
-    if run.device.type == "cuda":  # else the copy would not go on beside the last step's work
-        inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-    inputs = {name: tensor.to(run.device, non_blocking=True) for name, tensor in inputs.items()}
-    num_cells = batch["audio_features"].shape[0] * batch["audio_features"].shape[1]
-    num_padded = num_cells - int(batch["audio_features_lens"].sum())
-    longest = int(batch["audio_features_lens"].max())
-    return Prepared(
-        inputs, int(split.y_lens.sum()), num_cells, num_padded, batch["utt_id"], longest
-    )
-
-
 def compute_loss(run: Run, batch: Prepared) -> tuple[AudioLMOutput, MetricsTracker]:
     """Forward pass of a batch, for training and validation alike; the loss is a sum."""
     dtype = DTYPES[run.params.dtype]
     model = run.wrapped if run.model.training else run.model
     with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
-        output = model(
-            **batch.inputs,
-            reduction="sum",
-            train_stage=int(run.stage),
-            longest=batch.longest,
-            score_prompts=run.params.score_prompts and run.model.training,
-            all_stages=run.params.all_nar_stages,
-        )
+        output = model(**batch.inputs, reduction="sum", **forward_options(run, batch))
     metrics = {
         "frames": batch.num_frames,
         "loss": (output.loss, batch.num_frames),
@@ -219,29 +176,6 @@ def memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def halves(batch: Prepared) -> list[Prepared]:
-    """The rows of a batch as two batches; one of a single row stays as it is."""
-    num_rows = len(batch.cut_ids)
-    if num_rows < 2:
-        return [batch]
-    return [rows_of(batch, slice(0, num_rows // 2)), rows_of(batch, slice(num_rows // 2, None))]
-
-
-def rows_of(batch: Prepared, rows: slice) -> Prepared:
-    inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
-    lens = torch.zeros_like(inputs["y_lens"])
-    for name in ("x", "y", "after"):
-        if name in inputs:
-            part_lens = inputs[f"{name}_lens"]
-            inputs[name] = inputs[name][:, : int(part_lens.max())]
-            lens = lens + part_lens
-    longest = int(lens.max())
-    num_cells = len(lens) * longest
-    num_padded = num_cells - int(lens.sum())
-    num_targets = int(inputs["y_lens"].sum())
-    return Prepared(inputs, num_targets, num_cells, num_padded, batch.cut_ids[rows], longest)
 
 
 # What became of the steps

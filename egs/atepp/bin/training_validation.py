@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from run_settings import settings_of
+from training_inputs import empty_batch, prepare, prepare_gaps
 from training_run import Batch, Run
 from training_saving import save
-from training_step import compute_loss, is_out_of_memory, memory_mib, prepare, prepare_gaps
+from training_step import compute_loss, is_out_of_memory, memory_mib
 
 from valle.evaluation.passages import FAST
 from valle.utils.checkpoint import first_line
@@ -158,16 +159,3 @@ def in_step_with_others(run: Run) -> Iterator[Batch | None]:
         if not any(gather_objects(batch is not None)):
             return
         yield batch
-
-
-def empty_batch(run: Run) -> Batch:
-    """The least that the model takes; its loss counts nowhere."""
-    codes = torch.zeros(1, 4, run.params.num_quantizers, dtype=torch.int64)
-    lens = torch.tensor([4])
-    ends = torch.tensor([False])
-    return {
-        "utt_id": ["none"],
-        "audio_features": codes,
-        "audio_features_lens": lens,
-        "reaches_end": ends,
-    }
