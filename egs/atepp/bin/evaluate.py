@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""How good a trained AudioLM is: tables, and a page to look at and to listen to.
+"""How good a trained model is: tables, and a page to look at and to listen to.
 
 Usage:
 
   python3 egs/atepp/bin/evaluate.py --checkpoint exp/audio-lm/best-valid-loss.pt \
       --manifest-dir data/tokenized --prompt-duration 4 --max-duration 6
 
-Two parts, chosen with `--parts`. likelihood: what true continuations of held-out cuts cost the
+Parts, chosen with `--parts`. likelihood: what true continuations of held-out cuts cost the
 model, by quantizer, by how far into the continuation a frame lies, after prompts of several
 lengths, and beside n-grams. sounds: continuations of held-out prompts, measured beside the true
-ones, beside other pieces, noise and loops; a model trained for it fills gaps, too.
+ones, beside other pieces, noise and loops; a model trained for it fills gaps, too. condition, of a
+VALL-E that plays MIDI: sound made of held-out notes after a prompt, measured beside the recording,
+the codec's round trip, and sound made of other notes. Of a VALL-E likelihood also says what true
+audio costs if the model is told another recording's text or notes.
 
 The tables are printed. `--output-dir` gets `evaluation.json` with all figures and all that made
 them, and `report.html`, one page with the tables, curves, spectrograms and players. It needs no
@@ -28,12 +31,14 @@ import tempfile
 from pathlib import Path
 
 from evaluation_comparison import as_table, compare, write_comparison
+from evaluation_condition import Followed, measure_condition, prepare_condition
+from evaluation_condition_likelihood import score_conditioned
 from evaluation_json import Evaluation, as_json
 from evaluation_likelihood import Scores, score_likelihood
 from evaluation_players import SCRIPT, STYLE
 from evaluation_report import as_markdown, sections_of
 from evaluation_sounds import Sounds, measure_sounds, prepare_sounds
-from evaluation_subject import open_subject
+from evaluation_subject import Subject, open_subject
 from generation_flags import add_sampling_arguments, add_window_arguments
 
 from valle.evaluation.embeddings import OFFLINE
@@ -43,7 +48,13 @@ from valle.utils.files import MIB, written_whole
 from valle.utils.html import page
 from valle.utils.plot import can_draw
 
-PARTS = ("likelihood", "sounds")
+PARTS = ("likelihood", "sounds", "condition")
+USUAL_PARTS = {  # by the condition of the model
+    None: ("likelihood", "sounds"),
+    "midi": ("likelihood", "condition"),
+    "text": ("likelihood",),
+}
+PROMPT_SEC = {None: 4.0, "midi": 3.0, "text": 3.0}
 MOST_SEC = 1e6  # eleven days: no recording is longer, and frames can still be counted
 
 
@@ -53,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     subject = parser.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--checkpoint", type=Path, help="of trainer_audiolm.py")
+    subject.add_argument("--checkpoint", type=Path, help="of trainer.py or trainer_audiolm.py")
     subject.add_argument(
         "--exp-dirs", type=Path, nargs="+", help="folders of runs that are to be compared, instead"
     )
@@ -65,7 +76,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add("--manifest-dir", type=Path, default=Path("data/tokenized"), help="token manifests")
     add("--split", default="test", choices=["validation", "test"])
-    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what is evaluated")
+    add(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help="default: likelihood, and sounds or, for a VALL-E of MIDI, condition",
+    )
     add(
         "--output-dir",
         type=Path,
@@ -102,7 +118,11 @@ def add_sound_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sounds").add_argument
     add("--codec", help="folder or hub name; default: the one that the checkpoint names")
     add("--num-prompts", type=int, default=64, help="held-out passages, spread over recordings")
-    add("--prompt-duration", type=float, default=4.0, help="seconds of each that are given")
+    add(
+        "--prompt-duration",
+        type=float,
+        help="seconds of each that are given; default: 4, for a VALL-E 3",
+    )
     add("--max-duration", type=float, default=6.0, help="seconds to add, as many truly followed")
     add("--num-samples", type=int, default=2, help="continuations of each prompt")
     add("--num-shown", type=int, default=8, help="passages with players on the page")
@@ -129,6 +149,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     seconds = {
         name: [getattr(args, name)]
         for name in ("prompt_duration", "max_duration", "bin_sec", "batch_duration")
+        if getattr(args, name) is not None
     }
     for name, values in {**seconds, "prompt_seconds": args.prompt_seconds or []}.items():
         for value in values:
@@ -162,6 +183,9 @@ def check_output_dir(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> Evaluation:
     """All parts that are asked for; what can fail at once does so before any time is spent."""
     subject = open_subject(args)
+    settle_parts(args, subject)
+    if subject.model.config.condition is not None:
+        return evaluate_conditioned(args, subject)
     stage = prepare_sounds(subject, args) if "sounds" in args.parts else None
     scores: Scores | None = None
     if "likelihood" in args.parts:
@@ -173,6 +197,51 @@ def evaluate(args: argparse.Namespace) -> Evaluation:
     if stage is not None:
         sounds = measure_sounds(subject, stage, args)
     return Evaluation(vars(args), subject, scores, sounds)
+
+
+def settle_parts(args: argparse.Namespace, subject: Subject) -> None:
+    """Fill in what nobody asked for, by what the model reads.
+
+    Raises:
+      ValueError: A part that this model does not have.
+    """
+    condition = subject.model.config.condition
+    usual = USUAL_PARTS[condition]
+    if args.prompt_duration is None:
+        args.prompt_duration = PROMPT_SEC[condition]
+    args.parts = list(usual) if args.parts is None else args.parts
+    wrong = [part for part in args.parts if part not in usual]
+    if wrong:
+        kind = f"a VALL-E of {condition}" if condition else "an AudioLM"
+        why = {
+            "sounds": "sounds judges continuations of audio alone",
+            "condition": "condition judges sound by the notes of MIDI; what text is worth to the "
+            "model is part of likelihood",
+        }
+        raise ValueError(
+            f"--parts {' '.join(wrong)} is not for {kind}: {why[wrong[0]]}; take --parts "
+            f"{' '.join(usual)}"
+        )
+
+
+def evaluate_conditioned(args: argparse.Namespace, subject: Subject) -> Evaluation:
+    """The parts that a VALL-E has.
+
+    Raises:
+      ValueError: Also for a flag that it has no use for.
+    """
+    if args.prompt_seconds is not None:
+        raise ValueError("--prompt-seconds is for an AudioLM: leave it out")
+    if "condition" not in args.parts:
+        logging.info("no sound is made: what a VALL-E makes is judged by the notes of its MIDI")
+    stage = prepare_condition(subject, args) if "condition" in args.parts else None
+    scores: Scores | None = None
+    if "likelihood" in args.parts:
+        scores = score_conditioned(subject, args.bin_sec, args.prompt_duration)
+    followed: Followed | None = None
+    if stage is not None:
+        followed = measure_condition(subject, stage, args)
+    return Evaluation(vars(args), subject, scores, None, followed)
 
 
 def write(evaluation: Evaluation, output_dir: Path) -> Path:

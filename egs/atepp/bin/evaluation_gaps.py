@@ -19,6 +19,7 @@ from valle.evaluation import Likelihood, LikelihoodMeter
 from valle.evaluation.bootstrap import Interval, bootstrap_mean
 from valle.evaluation.gaps import gap_costs
 from valle.evaluation.seams import seam_ranks
+from valle.models import AudioLM
 
 MEASURES = {  # heading, how it is printed, which way is better
     "chroma": ("chroma correlation with the true gap", "{:.3f}", "high"),
@@ -42,10 +43,12 @@ def score_gaps(subject: Subject, frame_rate: float) -> dict[str, Likelihood]:
     Returns:
       By the name of what is known, of all frames of the gaps; then of the last of each gap.
     """
+    model = subject.model
+    assert isinstance(model, AudioLM), type(model)  # no other fills gaps
     meters: dict[str, LikelihoodMeter] = {}
     num_last = round(_END_SEC * frame_rate)
     for batch in _with_others(subject):
-        for name, costs in gap_costs(subject.model, *batch).items():
+        for name, costs in gap_costs(model, *batch).items():
             meters.setdefault(name, LikelihoodMeter(1)).add(costs)
             left = costs.frames.flip(1).cumsum(1).flip(1)  # frames to the end of the gap
             last = costs._replace(frames=costs.frames & (left <= num_last))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import evaluation_likelihood
+from evaluation_condition import Followed
 from evaluation_likelihood import Scores
 from evaluation_sounds import Sounds
 from evaluation_subject import Subject, sha256
@@ -23,6 +24,7 @@ class Evaluation:
     subject: Subject
     scores: Scores | None
     sounds: Sounds | None
+    followed: Followed | None = None
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -40,6 +42,11 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         content["separation"] = {key: _without_nan(row) for key, row in sounds.separation.items()}
         if sounds.gaps:
             content["gaps"] = _plain(sounds.gaps)
+    if evaluation.followed is not None:
+        stage = evaluation.followed.stage
+        facts["passages"] = stage.held.facts | {"names": stage.held.names}
+        facts["true_sound"] = "recordings" if stage.is_recorded else "decoded codes"
+        content["condition"] = _plain(evaluation.followed.rows)
     return shareable(content | {"facts": facts})
 
 

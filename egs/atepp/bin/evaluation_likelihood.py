@@ -1,4 +1,4 @@
-"""What true continuations cost a trained AudioLM, beside n-grams on the same frames.
+"""What true continuations cost a trained model, beside n-grams on the same frames.
 
 Letters: B batch, T frames, Q quantizers.
 """
@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from evaluation_gaps import score_gaps
 from evaluation_subject import Subject
 from tqdm import tqdm
 
-from valle.data import cut_codes, split_prompt
+from valle.data import PromptSplit, cut_codes, split_prompt
 from valle.evaluation import Likelihood, LikelihoodMeter, frame_costs, prompts_before
 from valle.evaluation.ngrams import Bigram, Score, Trigram, Unigram, best_score
-from valle.models import AudioLM
+from valle.models import CodecLM
 
 NGRAMS = {"unigram": Unigram, "bigram": Bigram, "trigram": Trigram}
 
@@ -26,12 +27,14 @@ class Scores:
     """All that is reported.
 
     Attributes:
-      overall: AudioLM's.
+      overall: The model's.
       ngrams: By name, a score a quantizer.
       frame_rate: Of the codec; None where the tokens do not name it, and then there are no seconds.
       by_position: By the second of the continuation at which a bin begins.
       by_prompt: By the length of the prompt in seconds.
       gaps: By what is known of what is around a gap; empty where the model fills none.
+      by_condition: Of a model with a condition, by whose it was told; empty for others.
+      model: What it is called in tables.
       facts: How many cuts were scored of how many, and what the n-grams were counted on.
     """
 
@@ -41,6 +44,8 @@ class Scores:
     by_position: dict[float, Likelihood] = field(default_factory=dict)
     by_prompt: dict[float, Likelihood] = field(default_factory=dict)
     gaps: dict[str, Likelihood] = field(default_factory=dict)
+    by_condition: dict[str, Likelihood] = field(default_factory=dict)
+    model: str = "AudioLM"
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,9 +77,14 @@ def score_likelihood(
     meter = LikelihoodMeter(bin_frames(bin_sec, frame_rate))
     for codes, lens in tqdm(batches, desc="likelihood", unit="batch", disable=None):
         split = split_prompt(codes, lens, ratio)
-        meter.add(frame_costs(model, *(part.to(subject.device) for part in split)))
+        meter.add(frame_costs(model, *sent_to(subject.device, split)))
     train = data.survey(data.train_cuts(), *subject.limits)
-    scores = Scores(meter.overall(), score_ngrams(subject, train.cuts, batches), frame_rate)
+    rows = [row[:n].numpy() for codes, lens in batches for row, n in zip(codes, lens, strict=True)]
+    starts = [
+        n for codes, lens in batches for n in split_prompt(codes, lens, ratio).x_lens.tolist()
+    ]
+    ngrams = score_ngrams(subject, train.cuts, rows, starts)
+    scores = Scores(meter.overall(), ngrams, frame_rate)
     scores.facts = {"cuts": survey.num_cuts, "cuts_in_split": survey.num_seen}
     scores.facts |= {"hours": survey.seconds / 3600, "training_cuts": train.num_cuts}
     if frame_rate is not None:
@@ -87,17 +97,16 @@ def score_likelihood(
 
 
 def score_ngrams(
-    subject: Subject, train_cuts: Iterable[Any], batches: Batches
+    subject: Subject,
+    train_cuts: Iterable[Any],
+    held_out: Sequence[np.ndarray],
+    starts: Sequence[int],
 ) -> dict[str, list[Score]]:
-    """N-grams of each quantizer, counted on the training cuts, on the frames that AudioLM scored.
+    """N-grams of each quantizer, counted on the training cuts, on the frames that the model scored.
 
-    A bigram needs a code before the first, so that scoring begins at frame 1 at the earliest.
+    Held-out codes (T, Q) are scored from the frames `starts` on. A bigram needs a code before the
+    first, so that scoring begins at frame 1 at the earliest.
     """
-    starts, held_out = [], []
-    for codes, lens in batches:
-        split = split_prompt(codes, lens, subject.checkpoint["prompt_ratio"])
-        starts += split.x_lens.clamp(min=1).tolist()
-        held_out += [row[:n].numpy() for row, n in zip(codes, lens.tolist(), strict=True)]
     train = [cut_codes(cut) for cut in train_cuts]
     config = subject.model.config
     return {
@@ -106,7 +115,7 @@ def score_ngrams(
                 kind,
                 [codes[:, q] for codes in train],
                 [codes[:, q] for codes in held_out],
-                starts,
+                [max(start, 1) for start in starts],
                 config.num_audio_tokens,
             )
             for q in range(config.num_quantizers)
@@ -146,7 +155,7 @@ def fitting_prompts(
 
 
 def after_prompts(
-    model: AudioLM, batches: Batches, lengths: Mapping[float, int], device: torch.device
+    model: CodecLM, batches: Batches, lengths: Mapping[float, int], device: torch.device
 ) -> dict[float, Likelihood]:
     """The same frames after prompts of several lengths, as `fitting_prompts` gives them."""
     found = {}
@@ -155,9 +164,14 @@ def after_prompts(
         for codes, lens in batches:
             split = prompts_before(codes, lens, max(lengths.values()), num_frames)
             if split is not None:
-                meter.add(frame_costs(model, *(part.to(device) for part in split)))
+                meter.add(frame_costs(model, *sent_to(device, split)))
         found[length] = meter.overall()
     return found
+
+
+def sent_to(device: torch.device, split: PromptSplit) -> PromptSplit:
+    """The same on a device."""
+    return PromptSplit(*(part.to(device) for part in split))
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
@@ -170,6 +184,9 @@ def as_json(scores: Scores) -> dict[str, Any]:
     for name, table in tables.items():
         content[name] = {f"{key:g}": asdict(found) for key, found in table.items()}
     content["gaps"] = {name: asdict(found) for name, found in scores.gaps.items()}
+    if scores.by_condition:
+        told = {name: asdict(found) for name, found in scores.by_condition.items()}
+        content["by_condition"] = told
     if scores.frame_rate is not None:
         content["bits_a_second"] = scores.overall.bits_a_second(scores.frame_rate)
     return content | {"frame_rate": scores.frame_rate, "facts": scores.facts}

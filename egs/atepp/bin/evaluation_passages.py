@@ -30,12 +30,14 @@ class HeldOut(NamedTuple):
     Attributes:
       names: Of the cuts, and `recordings` that they are of.
       codes: (P + T, Q) each.
+      cuts: That these are the first frames of.
       num_long: Cuts that were long enough, of `num_cuts` in the split.
     """
 
     names: list[str]
     recordings: list[str]
     codes: list[Tensor]
+    cuts: list[Any]
     num_long: int
     num_cuts: int
 
@@ -95,7 +97,7 @@ def choose_passages(subject: Subject, sizes: Sizes, num_prompts: int, frame_rate
         check_codes(row, cut.id, config.num_quantizers, config.num_audio_tokens)
         codes.append(torch.from_numpy(row))
     names, recordings = [cut.id for cut in chosen], [cut.recording_id for cut in chosen]
-    return HeldOut(names, recordings, codes, len(long), len(cuts))
+    return HeldOut(names, recordings, codes, chosen, len(long), len(cuts))
 
 
 def spread_evenly(cuts: Iterable[Any]) -> list[Any]:

@@ -112,10 +112,11 @@ def _draw(player: Player, image: np.ndarray, sampling_rate: int, longest_sec: fl
     axis.tick_params(labelsize=7, length=2)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout(pad=0.3)
-    return _as_png(figure)
+    return as_png(figure)
 
 
-def _as_png(figure: Any) -> bytes:
+def as_png(figure: Any) -> bytes:
+    """A figure as a PNG; the figure is closed."""
     content = io.BytesIO()
     # no versions in it: the same sounds, the same bytes
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})

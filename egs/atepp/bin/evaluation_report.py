@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import evaluation_gaps
+from evaluation_condition_report import condition_sections
 from evaluation_curves import draw_likelihood, draw_training, loss_curves
 from evaluation_json import Evaluation
 from evaluation_likelihood import Scores
@@ -13,6 +14,7 @@ from evaluation_players import Player, Row, listening
 from evaluation_sounds import Sounds
 from evaluation_subject import Subject
 from evaluation_tables import (
+    condition_costs_table,
     gap_costs_table,
     gap_table,
     measure_table,
@@ -57,6 +59,8 @@ def sections_of(
     sections = [facts_section(content)]
     if evaluation.sounds is not None:
         sections += sound_sections(evaluation.sounds, with_pictures)
+    if evaluation.followed is not None:
+        sections += condition_sections(evaluation.followed, with_pictures)
     if evaluation.scores is not None:
         sections += likelihood_sections(evaluation.scores)
     return [*sections, *training_sections(evaluation.subject)]
@@ -190,6 +194,15 @@ def likelihood_sections(scores: Scores) -> list[Section]:
             [quantizer_table(scores)],
         )
     ]
+    if scores.by_condition:
+        sections.append(
+            Section(
+                "What the condition is worth",
+                "The same frames, if the model is told of them, and if it is told of another "
+                "recording in their place. What it gains by the truth is what it uses.",
+                [condition_costs_table(scores)],
+            )
+        )
     if scores.by_position:
         sections.append(
             Section(

@@ -69,21 +69,9 @@ def prepare_sounds(subject: Subject, args: argparse.Namespace) -> Stage:
     Raises:
       ValueError, OSError: One of them cannot be had.
     """
-    num_quantizers = subject.model.config.num_quantizers
-    codec = load_codec(args.codec, subject.checkpoint, subject.path, subject.device, num_quantizers)
+    # the control "frozen loop" comes round twice
+    codec, sizes = open_codec(subject, args, shortest_sec=2 * LOOP_SEC[1])
     rate = codec.frame_rate
-    sizes = round(args.prompt_duration * rate), round(args.max_duration * rate)
-    if sizes[0] < 1:
-        raise ValueError(f"--prompt-duration is shorter than a frame of {1 / rate:.3g} s")
-    shortest = 2 * LOOP_SEC[1]  # the control "frozen loop" comes round twice
-    if args.max_duration < shortest:
-        raise ValueError(
-            f"--max-duration is {args.max_duration:g} s: to be measured, sound must last "
-            f"{shortest:g} s or more"
-        )
-    tokens_codec = codec_of(subject.held_out())
-    if tokens_codec is not None:
-        codec.info.check_same(tokens_codec, f"tokens in {args.manifest_dir}")
     held = choose_passages(subject, sizes, args.num_prompts, rate)
     make_options(args, subject, sizes, rate)
     embeddings = load_embeddings(args.embeddings, codec)
@@ -91,6 +79,31 @@ def prepare_sounds(subject: Subject, args: argparse.Namespace) -> Stage:
     for warning in few_vectors(stage, args.seed):
         logging.warning(warning)
     return stage
+
+
+def open_codec(
+    subject: Subject, args: argparse.Namespace, shortest_sec: float
+) -> tuple[Codec, Sizes]:
+    """The codec of model and tokens, and the frames of prompts and of what follows.
+
+    Raises:
+      ValueError, OSError: It cannot be had, is another one, or the flags name too short a time.
+    """
+    num_quantizers = subject.model.config.num_quantizers
+    codec = load_codec(args.codec, subject.checkpoint, subject.path, subject.device, num_quantizers)
+    rate = codec.frame_rate
+    sizes = round(args.prompt_duration * rate), round(args.max_duration * rate)
+    if sizes[0] < 1:
+        raise ValueError(f"--prompt-duration is shorter than a frame of {1 / rate:.3g} s")
+    if args.max_duration < shortest_sec:
+        raise ValueError(
+            f"--max-duration is {args.max_duration:g} s: to be measured, sound must last "
+            f"{shortest_sec:g} s or more"
+        )
+    tokens_codec = codec_of(subject.held_out())
+    if tokens_codec is not None:
+        codec.info.check_same(tokens_codec, f"tokens in {args.manifest_dir}")
+    return codec, sizes
 
 
 def load_embeddings(names: Sequence[str], codec: Codec) -> list[Embedding]:

@@ -10,7 +10,8 @@ import torch
 from lhotse import CutSet
 
 from valle.data import CodecInfo, TokenDataModule
-from valle.models import AudioLM, Engine
+from valle.data.text import SymbolTable
+from valle.models import CodecLM, Engine, load_model
 from valle.utils.checkpoint import read_checkpoint
 from valle.utils.dist import choose_device, choose_dtype
 
@@ -30,7 +31,7 @@ class Subject:
 
     path: Path
     checkpoint: dict[str, Any]
-    model: AudioLM
+    model: CodecLM
     engine: Engine
     data: TokenDataModule
     split: str
@@ -40,6 +41,12 @@ class Subject:
     def limits(self) -> tuple[float, float]:
         """Seconds of the shortest and the longest cut that training took."""
         return self.checkpoint["filter_min_duration"], self.checkpoint["filter_max_duration"]
+
+    @property
+    def symbols(self) -> SymbolTable | None:
+        """Of the texts that the model was trained on, if it reads text."""
+        symbols = self.checkpoint.get("text_symbols")
+        return SymbolTable(symbols) if symbols else None
 
     def held_out(self) -> CutSet:
         return self.data.valid_cuts() if self.split == "validation" else self.data.test_cuts()
@@ -60,7 +67,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     """
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
-    model = AudioLM.from_checkpoint(args.checkpoint, device, args.averaged)
+    model = load_model(args.checkpoint, device, args.averaged)
     engine = Engine(model, choose_dtype(args.dtype, device))
     model.ar, model.nar = engine.ar, engine.nar
     check_finite(model, args.checkpoint)
@@ -72,7 +79,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     return Subject(args.checkpoint, checkpoint, model, engine, data, args.split, device)
 
 
-def check_finite(model: AudioLM, path: Path) -> None:
+def check_finite(model: CodecLM, path: Path) -> None:
     """Refuse weights with which every figure would be NaN.
 
     Raises:

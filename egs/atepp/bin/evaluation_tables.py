@@ -10,15 +10,16 @@ from valle.evaluation.measures import FRECHET
 from valle.evaluation.ngrams import Score
 from valle.utils.tables import Table
 
-MODEL = "AudioLM"
 Rows = Mapping[str, Mapping[str, Interval]]
 """By name of the row, by measure."""
 
 
 def quantizer_table(scores: Scores) -> Table:
     """Nats a frame, and in brackets the accuracy, beside n-grams."""
-    rows = {MODEL: list(map(Score, scores.overall.nats, scores.overall.top1))} | scores.ngrams
-    heads = [f"q{q + 1}" for q in range(len(rows[MODEL]))]
+    rows = {
+        scores.model: list(map(Score, scores.overall.nats, scores.overall.top1))
+    } | scores.ngrams
+    heads = [f"q{q + 1}" for q in range(len(rows[scores.model]))]
     return Table(
         ["nats (accuracy)", *heads],
         [
@@ -43,6 +44,11 @@ def prompt_table(scores: Scores) -> Table:
 def gap_costs_table(scores: Scores) -> Table:
     """By what is known of what is around a gap."""
     return likelihood_table("known", scores.gaps, scores.frame_rate)
+
+
+def condition_costs_table(scores: Scores) -> Table:
+    """By whose condition the model was told."""
+    return likelihood_table("told of", scores.by_condition, scores.frame_rate)
 
 
 def likelihood_table(what: str, rows: Mapping[str, Likelihood], frame_rate: float | None) -> Table:
