@@ -152,7 +152,7 @@ def test_mistakes_are_explained(run, tmp_path, codec_info, capsys):
         (("--checkpoints", mine, *means, *out), "takes two files"),
         (("--checkpoints", mine, tmp_path / "none.pt", *out), "1 of 2 checkpoints are not there"),
         (("--checkpoints", mine, "--output-file", mine), "is one of the files to average"),
-        (("--checkpoints", mine, tmp_path / "bare.pt", *out), "holds no AudioLM config"),
+        (("--checkpoints", mine, tmp_path / "bare.pt", *out), "holds no model config"),
         (("--checkpoints", mine, tmp_path / "stage/epoch-1.pt", *out), "train_stage is 0 in the"),
         (("--checkpoints", mine, tmp_path / "config/epoch-1.pt", *out), "config is {'d_model': 32"),
         (("--checkpoints", mine, tmp_path / "codec/epoch-1.pt", *out), "differ in fingerprint"),

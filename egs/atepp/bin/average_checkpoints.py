@@ -13,8 +13,8 @@ files count, but those of all updates between the first and the last: for `--epo
 between the end of epoch 15 and that of epoch 20. That is computed from two files alone, epoch-15.pt
 and epoch-20.pt.
 
-The file is a checkpoint without optimizer: `infer_audiolm.py --checkpoint` and
-`AudioLM.from_checkpoint` take it, a run cannot go on from it.
+The file is a checkpoint without optimizer: `infer_audiolm.py` or `infer.py --checkpoint` and
+`valle.models.load_model` take it, a run cannot go on from it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from valle.data import CodecInfo
-from valle.models import AudioLM
+from valle.models import CodecLM
 from valle.utils.averaging import average_checkpoints, average_checkpoints_with_averaged_model
 from valle.utils.checkpoint import (
     RESERVED,
@@ -78,7 +78,7 @@ def average_files(args: argparse.Namespace) -> Path:
         weights = average_checkpoints_with_averaged_model(*files)
     else:
         weights = average_checkpoints(files)
-    model = AudioLM.from_config(params["config"])
+    model = CodecLM.kind_of(params["config"]).from_config(params["config"])
     load_weights(model, weights, "the average")
     names = [file.name for file in files]
     made_of = {"averaged_from": names, "use_averaged_model": args.use_averaged_model}
@@ -190,7 +190,7 @@ def common_parameters(files: list[Path]) -> dict[str, Any]:
     for file in files:
         checkpoint = read_checkpoint(file)
         if "config" not in checkpoint:
-            raise ValueError(f"{file} holds no AudioLM config; was it written by this trainer?")
+            raise ValueError(f"{file} holds no model config; was it written by this trainer?")
         for name in ("config", "train_stage"):
             ours, theirs = first.get(name), checkpoint.get(name)
             if ours != theirs:
@@ -198,6 +198,11 @@ def common_parameters(files: list[Path]) -> dict[str, Any]:
                     f"{files[0]} and {file} are of different models, whose mean is none: {name} is "
                     f"{ours} in the first and {theirs} in the other"
                 )
+        if first.get("text_symbols") != checkpoint.get("text_symbols"):
+            raise ValueError(
+                f"{files[0]} and {file} were trained on different tables of text symbols, so that "
+                "the same id means two: average checkpoints of one run"
+            )
         if first.get("codec") and checkpoint.get("codec"):
             codec = CodecInfo.from_dict(first["codec"])
             codec.check_same(CodecInfo.from_dict(checkpoint["codec"]), f"{files[0]} and {file}")

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from valle.data import Codec, CodecInfo
+from valle.models import VALLE, CodecLM
 from valle.models.engine import DTYPES, STREAM_OPTIONS
 from valle.utils.cli import str2bool
 
 
 def add_subject_arguments(add: Callable[..., Any]) -> None:
     """Which model makes music, by which codec, where, and with which random numbers."""
-    add("--checkpoint", type=Path, required=True, help="of trainer_audiolm.py")
+    add("--checkpoint", type=Path, required=True, help="of trainer.py")
     add(
         "--averaged",
         type=str2bool,
@@ -115,3 +116,22 @@ def load_codec(
     else:
         CodecInfo.from_dict(recorded).check_same(codec.info, f"--codec for {path}")
     return codec
+
+
+def refuse_other_model(checkpoint: dict[str, Any], path: Path, expected: type[CodecLM]) -> None:
+    """Refuse the checkpoint of a model that another program is for.
+
+    Raises:
+      ValueError: It holds one; the message names the program.
+    """
+    config = checkpoint.get("config")
+    if config is None:  # whoever builds the model tells of that
+        return
+    kind = CodecLM.kind_of(config)
+    if kind is expected:
+        return
+    raise ValueError(
+        f"{path} holds a VALLE, which makes audio of {config['condition']}: give it to infer.py"
+        if kind is VALLE
+        else f"{path} holds an AudioLM, which continues audio: give it to infer_audiolm.py"
+    )

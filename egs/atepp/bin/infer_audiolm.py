@@ -30,6 +30,7 @@ from generation_flags import (
     add_subject_arguments,
     add_window_arguments,
     load_codec,
+    refuse_other_model,
     sampling_options,
     window_options,
 )
@@ -106,6 +107,7 @@ def continue_files(args: argparse.Namespace) -> None:
     check_arguments(args)
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
+    refuse_other_model(checkpoint, args.checkpoint, AudioLM)
     model = AudioLM.from_checkpoint(args.checkpoint, device, args.averaged)
     codec = load_codec(args.codec, checkpoint, args.checkpoint, device, model.config.num_quantizers)
     prompts = read_prompts(args, codec, model.config.num_quantizers)

@@ -1,4 +1,4 @@
-"""What infer_audiolm.py leaves: sound files, whole or growing, and a line about its speed.
+"""What infer.py and infer_audiolm.py leave: sound files, whole or growing; and how fast it was.
 
 C frames of a chunk, Q quantizers, N samples.
 """
@@ -144,20 +144,31 @@ class StreamedPiece(AbstractContextManager["StreamedPiece"]):
 
 
 def write_sounds(
-    folder: Path, names: list[str], codes: Tensor, lens: Tensor, prompt_lens: Tensor, codec: Codec
+    folder: Path,
+    names: list[str],
+    codes: Tensor,
+    lens: Tensor,
+    prompt_lens: Tensor,
+    codec: Codec,
+    endings: tuple[str | None, str] = ("_full", "_continuation"),
 ) -> None:
-    """Write whole pieces: `NAME_full.wav`, and `NAME_continuation.wav` without the prompt."""
+    """Write whole pieces: `NAME_full.wav`, and `NAME_continuation.wav` without the prompt.
+
+    `endings` are put to the names of the two; with None the first is left out.
+    """
     waveforms, _ = codec.decode(codes, lens)
+    of_whole, of_new = endings
     for b, name in enumerate(names):
         start, stop = (int(n[b]) * codec.hop_length for n in (prompt_lens, lens))
         if start == stop:
             logging.warning(f"{name}: the model ended the piece at once, nothing was added")
-        for kind, waveform in (
-            ("full", waveforms[b, :stop]),
-            ("continuation", waveforms[b, start:stop]),
-        ):
-            path = folder / f"{name}_{kind}.wav"
-            with written_whole(path) as temporary:
-                samples = waveform.clamp(-1, 1).numpy()
-                soundfile.write(temporary, samples, codec.sampling_rate, format="WAV")
-            logging.info(f"{path}: {waveform.shape[0] / codec.sampling_rate:.2f} s")
+        sounds = {of_whole: waveforms[b, :stop], of_new: waveforms[b, start:stop]}
+        for ending, waveform in sounds.items():
+            if ending is not None:
+                write_sound(folder / f"{name}{ending}.wav", waveform, codec.sampling_rate)
+
+
+def write_sound(path: Path, waveform: Tensor, rate: int) -> None:
+    with written_whole(path) as temporary:
+        soundfile.write(temporary, waveform.clamp(-1, 1).numpy(), rate, format="WAV")
+    logging.info(f"{path}: {len(waveform) / rate:.2f} s")
