@@ -5,8 +5,10 @@
 
 _root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 _extra=${1:-demo}
-_modules="valle, torch, lhotse, transformers, soundfile, tensorboard, matplotlib"
-if [ "$_extra" = dev ]; then _modules="$_modules, ruff, pytest, hypothesis, mypy, h5py, mido"; fi
+_modules="valle, torch, lhotse, transformers, soundfile, tensorboard, matplotlib, mido"
+if [ "$_extra" = dev ]; then
+  _modules="$_modules, ruff, pytest, hypothesis, mypy, h5py, phonemizer, espeakng_loader"
+fi
 
 _has_all() {
   # -I: valle must be installed, lying in the working directory is not enough

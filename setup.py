@@ -34,7 +34,7 @@ setup(
         "midi": MIDI,
         "text": TEXT,
         "hdf5": HDF5,
-        "demo": PLOT,
+        "demo": PLOT + MIDI,
         "dev": DEV + PLOT + MIDI + TEXT + HDF5,
     },
 )

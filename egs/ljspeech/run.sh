@@ -63,6 +63,6 @@ if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   log "Stage 3: speak $text_file in the voice of ${prompt%%$'\n'*}"
   python egs/atepp/bin/infer.py --checkpoint "$exp_dir/best-valid-loss.pt" --codec "$codec" \
     --text-file "$text_file" --audio-prompts "${prompt%%$'\n'*}" \
-    --text-prompts "${prompt#*$'\n'}" --prompt-duration 10 --output-dir "$exp_dir/spoken"
+    --text-prompts "${prompt#*$'\n'}" --output-dir "$exp_dir/spoken"
   log "Watch it: tensorboard --logdir $exp_dir"
 fi

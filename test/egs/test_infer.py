@@ -283,6 +283,7 @@ def test_mistakes_are_explained(midi_model, text_model, files, tmp_path, codec_i
         (midi_model, ("--midi", files["prompt.wav"]), "prompt.wav"),
         (text_model, ("--text-file", empty), "holds no text: expected a text a line"),
         (text_model, (*text, "--max-duration", 0), "leaves 0 s to be made"),
+        (text_model, (*text, "--prompt-duration", 3), "--prompt-duration 3 would cut a voice off"),
         (text_model, ("--text", "?!"), "has nothing to say"),
         (nameless, text, "does not tell how its texts became symbols: say it with"),
         (bare, text, "holds no table of text symbols"),

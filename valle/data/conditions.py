@@ -15,7 +15,6 @@ from valle.utils.vocabulary import BOS, EOS, MIDI_FIELDS, NUM_SPECIALS
 
 MIDI = "midi_tokens"
 MIDI_SPAN = "midi_span"
-CONDITIONS = ("text", "midi")
 
 _SAME_SEC = 1e-6  # manifests hold times rounded to 8 digits
 _SIZES = np.array([field.num_ids for field in MIDI_FIELDS])

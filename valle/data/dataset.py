@@ -11,10 +11,11 @@ from lhotse import CutSet
 from torch import Tensor
 
 from valle.data.collation import check_codes, collate_codes
-from valle.data.conditions import CONDITIONS, midi_events, text_symbols
+from valle.data.conditions import midi_events, text_symbols
 from valle.data.elsewhere import codes_elsewhere
 from valle.data.manifest import cut_codes, frame_shift_of, reaches_end
 from valle.data.text import SymbolTable
+from valle.utils.vocabulary import CONDITIONS
 
 
 class TokenDataset(torch.utils.data.Dataset):

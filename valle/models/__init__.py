@@ -12,10 +12,10 @@ from valle.models.condition import Given
 from valle.models.config import PREFIX_MODES, AudioLMConfig, VALLEConfig
 from valle.models.engine import Engine
 from valle.models.options import GenerationOptions
-from valle.models.reading import CONDITIONS
 from valle.models.valle import VALLE
 from valle.modules.embedding import POSITIONS
 from valle.utils.cli import str2bool
+from valle.utils.vocabulary import CONDITIONS
 
 __all__ = [
     "VALLE",

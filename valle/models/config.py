@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from valle.models.reading import CONDITIONS
 from valle.modules.embedding import POSITIONS
+from valle.utils.vocabulary import CONDITIONS
 
 
 @dataclass(frozen=True)

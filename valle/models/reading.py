@@ -15,8 +15,6 @@ from valle.utils.vocabulary import (
     TICKS_PER_SEC,
 )
 
-CONDITIONS = ("text", "midi")
-
 
 class TextReader(nn.Module):
     """A vector for each symbol.

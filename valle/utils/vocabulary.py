@@ -7,6 +7,9 @@ grid and sizes are those of MIDI-VALLE (arXiv 2507.08530), whose files can be re
 
 from typing import NamedTuple
 
+CONDITIONS = ("text", "midi")
+"""What a model may be told beside codes."""
+
 PAD, BOS, EOS, MASK = range(4)
 """Ids that come first in every field. MASK stands for a velocity that belongs to the past: that of
 a note struck before the excerpt begins."""

@@ -61,8 +61,9 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         "--prompt-duration",
         type=float,
-        help="how much is taken of each, and of a segment's sound for the next one, in seconds; "
-        "default: 3, or half of the training's longest cut where that is less",
+        help="of MIDI: how much is taken of each, and of a segment's sound for the next one, in "
+        "seconds; default: 3, or half of the training's longest cut where that is less; a prompt "
+        "that speaks is taken whole, as its words are",
     )
     add = parser.add_argument_group("length, in seconds").add_argument
     add(
@@ -191,6 +192,11 @@ def check_condition(args: argparse.Namespace, condition: str) -> None:
             raise ValueError(
                 f"{args.checkpoint} makes audio of {condition}: give --{condition}, not {flag}"
             )
+    if condition == "text" and args.prompt_duration is not None:
+        raise ValueError(
+            f"--prompt-duration {args.prompt_duration:g} would cut a voice off in the midst of "
+            "--text-prompts: leave it out, and give a shorter sound with its words"
+        )
     sounds, told = len(args.audio_prompts), len(getattr(args, f"{condition}_prompts"))
     if sounds != told:
         raise ValueError(

@@ -67,15 +67,15 @@ def read_pieces(
       ImportError: A package is missing that reads MIDI or text.
     """
     longest = checkpoint.get("filter_max_duration") or LONGEST_SEC
-    heard = args.prompt_duration
-    if heard is None:
-        heard = min(PREFIX_SEC, longest / 2)
-    prompts = [load_audio(path, codec, heard)[0] for path in args.audio_prompts]
-    nothing = torch.zeros(0, config.num_quantizers, dtype=torch.long)
+    heard = None
     if config.condition == "midi":
-        pieces = midi_pieces(args, prompts or [nothing], codec.frame_rate, longest, heard)
+        heard = args.prompt_duration or min(PREFIX_SEC, longest / 2)
+    prompts = [load_audio(path, codec, heard)[0] for path in args.audio_prompts]
+    prompts = prompts or [torch.zeros(0, config.num_quantizers, dtype=torch.long)]
+    if heard is not None:
+        pieces = midi_pieces(args, prompts, codec.frame_rate, longest, heard)
     else:
-        pieces = text_pieces(args, prompts or [nothing], codec.frame_rate, longest, checkpoint)
+        pieces = text_pieces(args, prompts, codec.frame_rate, longest, checkpoint)
     names = different_names([piece.name for piece in pieces])
     return [piece._replace(name=name) for piece, name in zip(pieces, names, strict=True)]
 
@@ -201,8 +201,8 @@ def text_pieces(
             seconds = longest - len(prompt) / rate
         if seconds * rate < 1:
             raise ValueError(
-                f"a prompt of {len(prompt) / rate:g} s leaves {seconds:g} s to be made: shorten it "
-                "(--prompt-duration), or raise --max-duration"
+                f"a prompt of {len(prompt) / rate:g} s leaves {seconds:g} s to be made: give a "
+                "shorter sentence as the prompt, or say --max-duration"
             )
         ids = table.ids([*before, *spell(text)])
         num_enrolled = len(table.ids(before)) if before else 2
