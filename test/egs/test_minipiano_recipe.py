@@ -8,6 +8,9 @@ import pytest
 import soundfile
 from lhotse import CutSet
 
+from valle.data import load_cuts
+from valle.data.midi import read_notes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,3 +49,28 @@ def test_the_recipe_runs_whole_and_again(tmp_path):
     )
     assert second.returncode == 0, second.stderr[-3000:]
     assert "done before" in second.stdout
+
+
+@pytest.mark.recipe
+def test_the_midi_recipe_runs_whole(tmp_path):
+    flags = [
+        *("--minutes", "21", "--num-epochs", "1", "--num-pieces", "1", "--num-passages", "2"),
+        *("--max-duration", "2"),
+        *("--data-dir", tmp_path / "data", "--exp-dir", tmp_path / "exp"),
+    ]
+    command = ["bash", ROOT / "egs/minipiano/run_midi.sh", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    cut = next(iter(load_cuts(tmp_path / "data/tokenized_midi/cuts_test.jsonl.gz")))
+    assert cut.load_midi_tokens().shape[1] == 6
+    (piece,) = set((tmp_path / "exp/played").glob("*.wav")) - set(
+        (tmp_path / "exp/played").glob("*_full.wav")
+    )
+    notes = read_notes(tmp_path / f"data/corpus/{piece.stem}.mid")
+    end = float((notes[:, 0] + notes[:, 1]).max())
+    assert end - 0.05 <= soundfile.info(piece).duration <= end + 1.05  # it may ring on for 1 s
+    content = json.loads((tmp_path / "exp/evaluation/evaluation.json").read_text())
+    rows = content["condition"]
+    assert {"codec round trip", "generated", "other notes"} <= rows.keys()
+    assert rows["codec round trip"]["chroma"]["mean"] > 0.8
+    assert "exp/evaluation/report.html" in done.stdout
