@@ -116,6 +116,16 @@ class TestReading:
         path = written([on(60, 0), on(62, 0, channel=1), control(123, 0, 500), off(62, 900, 1)])
         assert read_notes(path)[:, 1] == pytest.approx([0.5, 0.9])
 
+    def test_all_sound_off_ends_what_rings_under_the_pedal(self, written):
+        events = [control(64, 127, 0), on(60, 0), off(60, 200), control(120, 0, 500), end(4000)]
+        assert read_notes(written(events))[:, 1] == pytest.approx([0.5])
+        events[3] = control(123, 0, 500)  # all notes off: the pedal holds on
+        assert read_notes(written(events))[:, 1] == pytest.approx([4.0])
+
+    def test_a_reset_of_controllers_lifts_the_pedal(self, written):
+        events = [control(64, 127, 0), on(60, 0), off(60, 200), control(121, 0, 500), end(4000)]
+        assert read_notes(written(events))[:, 1] == pytest.approx([0.5])
+
     def test_drums_are_left_out(self, written):
         path = written([on(36, 0, channel=9), off(36, 100, 9), on(60, 0), off(60, 100)])
         assert read_notes(path)[:, 2].tolist() == [60]

@@ -304,3 +304,14 @@ def test_the_family_of_trainers_writes_where_its_model_says(tmp_path, monkeypatc
     for name in ("vall-e", "audio-lm"):
         run_here(trainer.main, ["--model-name", name, "--manifest-dir", "none"], fails=True)
     assert {path.name for path in (tmp_path / "exp").iterdir()} == {"valle", "audio-lm"}
+
+
+def test_prompts_from_elsewhere_need_an_elsewhere(tmp_path, codec_info):
+    """Recordings that are one excerpt each, as sentences are, would never give a prompt."""
+    for split in ("train", "validation"):
+        write_conditioned(tmp_path, "text", split, seconds=(2.2, 2.0), codec=codec_info)
+    flags = (*VALLE_FLAGS, "--num-epochs", 1, "--prefix-mode", 4)
+    text = train(tmp_path, tmp_path / "run", *flags, fails=True)
+    assert (
+        "the first 2 training cuts are all that their recordings have: take --prefix-mode 1" in text
+    )

@@ -148,8 +148,42 @@ def test_frames_stand_at_their_own_time(condition, mode):
     for b, (n, T) in enumerate(zip(pairs.x_lens, pairs.y_lens, strict=True)):
         assert places["ar"][b, : n + T].tolist() == [*starts[b, :n].tolist(), *range(T)]
         before = [0, 0, 0] if mode != 4 else [5, 0, 3]
-        expected = [*(starts[b, :n] + before[b]).tolist(), *range(T + before[b])]
-        assert places["nar"][b, : n + T + before[b]].tolist() == expected
+        moved = starts[b, :n].clone()
+        if condition == "midi":  # notes come after the prompt; BOS is the beginning of all
+            moved[1:] += before[b]
+        expected = [*moved.tolist(), *range(T + before[b])]
+        found = places["nar"][b, : n + T + before[b]].tolist()
+        assert found == pytest.approx(expected, abs=0.2)  # notes are moved by whole ticks
+
+
+@CONDITIONS
+def test_mode_4_trains_at_the_places_that_it_generates_from(condition):
+    """Told of a prompt and a target on one time line, or of the target and a prompt elsewhere."""
+    model, row = make_valle(condition, prefix_mode=4), make_pairs(condition).row(0)
+    prompt = rows_of(elsewhere(4), 0)
+    reader, seen = model.nar.reader, []
+    forward = model.nar.forward
+    model.nar.forward = lambda read, *more: seen.append(read) or forward(read, *more)
+    model(**row._asdict(), **prompt, train_stage=2)
+    later = reader.later(row.x, prompt["prompts_lens"])
+    told = torch.cat([row.x[:, :1], row.x[:, 1:4], later[:, 1:]], dim=1)  # three of the prompt
+    options = {"max_new_tokens": 4, "ignore_eos": True}
+    model.inference(told, None, prompt["prompts"], torch.tensor([5]), **options)
+    trained, made = seen[0], seen[-1]
+    torch.testing.assert_close(made.vectors, trained.vectors)
+    assert torch.equal(made.places.own, trained.places.own)
+    assert torch.equal(made.places.next, trained.places.next)
+
+
+def test_notes_are_moved_by_their_bar_and_position():
+    reader = make_valle("midi").nar.reader  # 50 frames, 192 ticks a second
+    rows = torch.tensor([[[BOS] * 6, [50, 9, 9, 4, 4 + 380, 4], [50, 9, 9, 4, 10, 19], [EOS] * 6]])
+    moved = reader.later(rows, torch.tensor([25]))  # half a second, 96 ticks
+    assert moved[0, 1].tolist() == [50, 9, 9, 4, 4 + 92, 5]
+    assert moved[0, 2].tolist() == [50, 9, 9, 4, 10 + 96, 19]
+    assert reader.later(rows, torch.tensor([150]))[0, 2].tolist() == [50, 9, 9, 4, 4 + 383, 19]
+    assert torch.equal(moved[0, [0, 3]], rows[0, [0, 3]])
+    assert torch.equal(reader.later(rows, torch.tensor([0])), rows)
 
 
 # Losses
@@ -378,13 +412,49 @@ def test_a_stream_in_one_chunk_is_the_inference(condition, mode):
     model, pairs = make_valle(condition, prefix_mode=mode), make_pairs(condition)
     options = {"max_new_tokens": 9, "ignore_eos": True}
     whole = model.inference(pairs.x, pairs.x_lens, generator=seeded(1, 2, 3), **options)
-    for chunk in (9, 4):
-        for context in (0, 3):
-            how = {"chunk": chunk, "lookahead": 0, "nar_context": context}
-            made = model.stream(pairs.x, pairs.x_lens, generator=seeded(1, 2, 3), **options, **how)
-            joined = torch.cat(list(made), dim=1)
-            assert torch.equal(joined[:, :, 0], whole[:, :, 0])
-            assert torch.equal(joined, whole) or chunk == 4
+    how = {"chunk": 9, "lookahead": 0, "nar_context": 0}
+    made = model.stream(pairs.x, pairs.x_lens, generator=seeded(1, 2, 3), **options, **how)
+    assert torch.equal(torch.cat(list(made), dim=1), whole)
+
+
+@CONDITIONS
+@MODES
+def test_each_chunk_goes_on_from_those_before_it_as_from_a_prompt(condition, mode):
+    model, pairs = make_valle(condition, prefix_mode=mode), make_pairs(condition)
+    lens = torch.tensor([4, 0, 2])
+    options = {"temperature": 0.0, "ignore_eos": True}
+    chunks = list(
+        model.stream(
+            pairs.x, pairs.x_lens, pairs.y[:, :4], y_lens=lens, max_new_tokens=9, chunk=4,
+            lookahead=0, nar_context=0, **options,
+        )
+    )  # fmt: skip
+    assert [chunk.shape[1] for chunk in chunks] == [4, 4, 1]
+    for b, n in enumerate(lens):
+        row, known = pairs.row(b), pairs.y[b : b + 1, :n]
+        for chunk in chunks:
+            num = chunk.shape[1]
+            again = model.inference(row.x, row.x_lens, known, max_new_tokens=num, **options)
+            assert torch.equal(again, chunk[b : b + 1])
+            known = torch.cat([known, again], dim=1)
+
+
+@CONDITIONS
+@MODES
+def test_frames_out_of_the_nar_context_leave_the_others_where_they_were(condition, mode):
+    model, pairs = make_valle(condition, prefix_mode=mode), make_pairs(condition).row(0)
+    seen, read = [], model.nar.read
+    model.nar.read = lambda *args: seen.append(read(*args)) or seen[-1]
+    options = {"max_new_tokens": 9, "ignore_eos": True, "chunk": 4, "lookahead": 0}
+    list(model.stream(pairs.x, pairs.x_lens, pairs.y[:, :5], nar_context=3, **options))
+    for done, (condition_read, known) in zip((5, 9, 13), seen, strict=True):
+        first = done - 3  # the place of the first frame that is still heard
+        num = condition_read.places.own.shape[1] - pairs.x.shape[1]
+        assert (num, len(known.codes[0])) == ((0, 3) if mode == 0 else (3, 0))
+        assert int(condition_read.places.next) == (first if mode == 0 else done)
+        assert condition_read.places.own[0, pairs.x.shape[1] :].tolist() == [
+            first + i for i in range(num)
+        ]
 
 
 def test_samples_side_by_side_equal_rows_of_their_own():
@@ -400,14 +470,29 @@ def test_samples_side_by_side_equal_rows_of_their_own():
 @CONDITIONS
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_other_types_generate(condition, dtype):
+    """Logits of the next frame against those in float32, in units of their spread."""
     model, pairs = make_valle(condition), make_pairs(condition)
-    made = Engine(model, dtype=dtype).inference(pairs.x, pairs.x_lens, max_new_tokens=5)
-    assert made.shape[0] == 3
+    engine = Engine(model, dtype=dtype)
+    assert engine.inference(pairs.x, pairs.x_lens, max_new_tokens=5).shape[0] == 3
+    logits = []
+    for ar in (model.ar, engine.ar):
+        read, known = ar.read(
+            pairs.y[:, :2], torch.full((3,), 2), model.given(pairs.x, pairs.x_lens)
+        )
+        with torch.no_grad():
+            logits.append(ar.prefill(read, known, ar.decoder.new_cache(3, 20))[0])
+    exact, near = logits
+    assert 0 < (near - exact).std() < 0.05 * exact.std()
 
 
-def test_a_long_condition_is_read():
+def test_a_long_condition_is_read_to_its_end():
     model = make_valle()
     x = torch.randint(3, 11, (1, 3000), generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[0, -1] = 3 + (x[0, -1] - 2) % 8
+    y, lens = make_pairs().row(0).y, torch.tensor([16])
+    losses = [model(each, torch.tensor([3000]), y, lens).loss for each in (x, other)]
+    assert losses[0] != losses[1]
     assert model.inference(x, max_new_tokens=3, ignore_eos=True).shape == (1, 3, 3)
 
 
@@ -456,6 +541,15 @@ def test_a_batch_is_learned_by_heart_and_reproduced(condition, mode):
         ({"y": torch.zeros(3, 16, 4, dtype=torch.long)}, "integer codes"),
         ({"reduction": "none"}, "reduction"),
         ({"prompts": torch.zeros(3, 2, 3, dtype=torch.long)}, "with 1 some came"),
+        ({"prompts_lens": torch.zeros(3, dtype=torch.long)}, "with 1 none came"),
+        (
+            {"y_ends": torch.tensor([True])},
+            "as many rows in each of the inputs, got x 3, y 3, y_en",
+        ),
+        (
+            {"y": torch.zeros(1, 16, 3, dtype=torch.long), "y_lens": torch.tensor([16])},
+            "got x 3, y 1",
+        ),
     ],
 )
 def test_refuses_what_cannot_be(change, message):
@@ -486,6 +580,7 @@ def test_mode_4_needs_prompts():
         ({"enroll_x_lens": torch.tensor([1, 2, 2])}, r"enroll_x_lens must be \(3,\), each from 2"),
         ({"enroll_x_lens": torch.tensor([9, 5, 6])}, r"to x_lens \[9, 4, 6\]"),
         ({"window": 40}, "a window would part frames from their text"),
+        ({"y_lens": torch.tensor([3, 3, 3])}, "y_lens came without y"),
     ],
 )
 def test_inference_refuses_what_cannot_be(arguments, message):
@@ -551,10 +646,31 @@ def test_a_checkpoint_says_which_model_it_holds(condition, tmp_path):
         assert type(loaded) is type(model)
         assert loaded.config == model.config
         assert not loaded.training
-    with pytest.raises(ValueError, match=r"holds a VALLE, expected AudioLM"):
+    with pytest.raises(ValueError, match="holds the weights of VALLE, expected AudioLM"):
         AudioLM.from_checkpoint(tmp_path / "valle.pt")
-    with pytest.raises(ValueError, match=r"holds a AudioLM, expected VALLE"):
+    with pytest.raises(ValueError, match="holds the weights of AudioLM, expected VALLE"):
         VALLE.from_checkpoint(tmp_path / "audio-lm.pt")
     save_checkpoint(tmp_path / "other.pt", kinds["valle"], {"config": {"width": 3}})
-    with pytest.raises(ValueError, match="no model has just these settings: width"):
+    with pytest.raises(ValueError, match="no model has the settings width: was the file"):
         load_model(tmp_path / "other.pt")
+
+
+def test_a_derived_class_is_rebuilt_as_what_it_is(tmp_path):
+    class Mine(AudioLM):
+        pass
+
+    config = dataclasses.asdict(make_model().config)
+    save_checkpoint(tmp_path / "mine.pt", make_model(), {"config": config})
+    assert type(Mine.from_checkpoint(tmp_path / "mine.pt")) is Mine
+
+
+def test_what_is_scored_is_told_of_what_it_needs(batch):
+    valle, pairs = make_valle(), make_pairs()
+    given = valle.given(pairs.x, pairs.x_lens)
+    rows = (pairs.y[:, :0], torch.zeros(3, dtype=torch.long), pairs.y, pairs.y_lens)
+    with pytest.raises(ValueError, match="VALLE needs `given`"):
+        frame_costs(valle, *rows)
+    with pytest.raises(ValueError, match="AudioLM has no use for `given`"):
+        frame_costs(make_model(), *batch, given=given)
+    with pytest.raises(ValueError, match="makes audio of text and fills no gaps"):
+        frame_costs(valle, *rows, after=pairs.y[:, :2], given=given)

@@ -15,8 +15,10 @@ LENS = torch.tensor([300, 7])
 OPENINGS = torch.tensor([150, 3])
 
 
-def case(is_causal: bool, padded: bool, opens: bool = False) -> AttentionSpan:
-    opening = Opening.of(OPENINGS, 160, 300) if opens else None
+def case(
+    is_causal: bool, padded: bool, opens: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> AttentionSpan:
+    opening = Opening.of(OPENINGS, 160, 300, dtype) if opens else None
     return AttentionSpan(is_causal, length_mask(LENS, 300) if padded else None, opening=opening)
 
 
@@ -69,7 +71,7 @@ def test_an_opening_is_seen_whole_and_the_rest_causally(dtype):
     """By gradient: frame 20 of an opening sees all of it, and what follows sees no future."""
     x = torch.randn(2, 300, 3, 2, 16).to(dtype).requires_grad_()
     q, k, v = x.permute(2, 0, 3, 1, 4)
-    out = attend(q, k, v, case(True, False, opens=True)).float()
+    out = attend(q, k, v, case(True, False, True, dtype)).float()
     for row, frame, last in ((0, 20, 150), (0, 149, 150), (0, 150, 151), (1, 20, 21), (1, 2, 3)):
         (grad,) = torch.autograd.grad(out[row, :, frame].sum(), x, retain_graph=True)
         seen = grad[row, :, 2].abs().sum((-1, -2)) > 0

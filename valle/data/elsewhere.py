@@ -36,15 +36,19 @@ def codes_elsewhere(cut: Any, seconds: float) -> np.ndarray:
             "can be taken from elsewhere in it: tokenise with --format numpy, or take another "
             "--prefix-mode"
         )
-    shift = tokens.frame_shift
-    first = seconds_to_frames(cut.start - tokens.start, shift)
-    last = first + seconds_to_frames(cut.duration, shift)
-    start, stop = _choose(cut.id, first, last, tokens.array.shape[0], round(seconds / shift))
+    start, stop = _span_elsewhere(cut, tokens, seconds)
     reader = get_reader(tokens.array.storage_type)(tokens.array.storage_path)
     codes = reader.read(
         tokens.array.storage_key, left_offset_frames=start, right_offset_frames=stop
     )
     return codes.astype(np.int64)
+
+
+def _span_elsewhere(cut: Any, tokens: TemporalArray, seconds: float) -> tuple[int, int]:
+    shift = tokens.frame_shift
+    first = seconds_to_frames(cut.start - tokens.start, shift)
+    last = first + seconds_to_frames(cut.duration, shift)
+    return _choose(cut.id, first, last, tokens.array.shape[0], round(seconds / shift))
 
 
 def _choose(name: str, first: int, last: int, length: int, wanted: int) -> tuple[int, int]:

@@ -14,16 +14,22 @@ from numpy.typing import NDArray
 
 from valle.data.midi_reading import Notes, read_notes
 from valle.utils.vocabulary import (
+    BAR,
     BOS,
+    DURATION,
     EOS,
+    INTERVAL,
     LOWEST_PITCH,
     MASK,
     MIDI_FIELDS,
     MIDI_SEC,
     NUM_SPECIALS,
     PAD,
+    PITCH,
+    POSITION,
     TICKS_PER_BAR,
     TICKS_PER_SEC,
+    VELOCITY,
 )
 
 __all__ = ["Notes", "check_notes", "cut_notes", "events_of", "join_notes", "notes_of", "read_notes"]
@@ -32,7 +38,6 @@ Events = NDArray[np.int16]
 """(S, 6) ids, in the order of MIDI_FIELDS."""
 Integers = NDArray[np.int64]
 
-PITCH, VELOCITY, DURATION, INTERVAL, POSITION, BAR = range(6)
 _SIZES = [entry.num_values for entry in MIDI_FIELDS]
 _HELD_VELOCITY = 64  # of a note whose stroke lies before the excerpt: the middle
 _SAME_SEC = 1e-3  # two halves of a note that was cut know its onset as well as that

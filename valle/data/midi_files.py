@@ -15,6 +15,7 @@ import numpy as np
 from lhotse.array import Array
 
 from valle.data.midi import Notes, check_notes, read_notes
+from valle.data.midi_reading import VERSION
 from valle.utils.files import written_whole
 
 MIDI_SUFFIXES = (".mid", ".midi")
@@ -100,7 +101,7 @@ class NotesCache:
           OSError: Its notes cannot be kept.
           ImportError: mido is missing.
         """
-        kept = self.folder / f"{_digest(path)}.npy"
+        kept = self.folder / f"{_digest(path)}-{VERSION}.npy"
         if kept.is_file():
             try:
                 notes = np.load(kept, allow_pickle=False)

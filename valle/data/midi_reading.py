@@ -19,7 +19,8 @@ Notes = NDArray[np.float64]
 
 DRUMS = 9  # the tenth channel
 SUSTAIN, SUSTAIN_DOWN = 64, 64  # the controller, and the least value of a pedal that is down
-ALL_SILENT = (120, 123)  # controllers that let go of every key
+ALL_SOUND_OFF, RESET, ALL_NOTES_OFF = 120, 121, 123  # controllers
+VERSION = 1  # to be raised when the same file begins to mean other notes; kept ones are of one
 DEFAULT_TEMPO = 500_000  # microseconds a beat, until a file says otherwise
 
 
@@ -150,11 +151,19 @@ class _Keyboard:
             self._release(now, key)  # struck again while down: the earlier note ends here
             if message.type == "note_on" and message.velocity:
                 self.down[key] = (now, message.velocity)
-        elif message.type == "control_change" and message.control == SUSTAIN:
-            self._pedal(now, channel, message.value >= SUSTAIN_DOWN)
-        elif message.type == "control_change" and message.control in ALL_SILENT:
+        elif message.type == "control_change":
+            self._control(now, channel, message.control, message.value)
+
+    def _control(self, now: float, channel: int, control: int, value: int) -> None:
+        if control == SUSTAIN:
+            self._pedal(now, channel, value >= SUSTAIN_DOWN)
+        elif control == RESET:
+            self._pedal(now, channel, False)
+        elif control in (ALL_SOUND_OFF, ALL_NOTES_OFF):
             for key in [key for key in self.down if key.channel == channel]:
                 self._release(now, key)
+        if control == ALL_SOUND_OFF:
+            self._end_ringing(now, channel)
 
     def close(self, now: float) -> int:
         """End all that still sounds; returns how many keys were still down."""
@@ -179,6 +188,9 @@ class _Keyboard:
             self.pedals.add(channel)
             return
         self.pedals.discard(channel)
+        self._end_ringing(now, channel)
+
+    def _end_ringing(self, now: float, channel: int) -> None:
         for key, stroke in self.ringing:
             if key.channel == channel:
                 self._end(now, key, stroke)

@@ -18,6 +18,7 @@ from torch import Tensor
 from valle.data.prompt import PromptSplit, take_rows
 from valle.models import AudioLM, CodecLM, Given
 from valle.models.ar import ARDecoder
+from valle.models.checks import check_infills
 from valle.models.nar import NARDecoder
 from valle.modules.losses import target_ranks
 from valle.modules.masks import FrameRange, length_mask
@@ -57,7 +58,14 @@ def frame_costs(
     model should be in eval mode. Codes alone are scored: where a recording ends is no code.
     """
     B, T, _ = y.shape
+    if (given is None) != (model.config.condition is None):
+        raise ValueError(
+            f"{type(model).__name__} {'needs' if given is None else 'has no use for'} `given`, "
+            "text or notes: VALLE.given makes it"
+        )
     ahead = None
+    if after is not None:
+        check_infills(model.config)
     if isinstance(model, AudioLM):
         ahead = model.what_follows(x, x_lens, y_lens, after, after_lens)
     halves: list[ARDecoder | NARDecoder] = [model.ar, *[model.nar] * len(model.nar.stages)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from valle.models.condition import Ahead, Condition, Given, Known, Places
 from valle.models.reading import Reader
-from valle.modules.attention import AttentionSpan, Opening, Rotation
+from valle.modules.attention import AttentionSpan, Opening, Rotation, computing_dtype
 from valle.modules.dropout import Dropout
 from valle.modules.embedding import CodeEmbedding, PreNet, init_head, make_positions, place
 from valle.modules.fused_step import FusedStep
@@ -205,7 +205,8 @@ class ARDecoder(nn.Module):
         x, places = x[:, :longest], None if places is None else places[:, :longest]
         opening = None
         if condition.is_open:
-            opening = Opening.of(condition.lens, condition.vectors.shape[1], x.shape[1])
+            num_open, dtype = condition.vectors.shape[1], computing_dtype(x)
+            opening = Opening.of(condition.lens, num_open, x.shape[1], dtype)
         x, rotation = self._at_positions(x, places)
         return x, AttentionSpan(is_causal=True, opening=opening, rotation=rotation), lens
 

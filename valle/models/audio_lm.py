@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from valle.models.ar import ARDecoder
-from valle.models.checks import check_codes, check_infills
+from valle.models.checks import check_codes, check_infills, check_rows
 from valle.models.codec_lm import AudioLMOutput, CodecLM, TrainStage
 from valle.models.condition import Ahead, Condition
 from valle.models.config import AudioLMConfig
@@ -77,6 +77,7 @@ class AudioLM(CodecLM):
         """
         x, x_lens = check_codes("x", x, x_lens, self.config, self.config.shortest_prompt)
         y, y_lens = check_codes("y", y, y_lens, self.config, min_len=1)
+        check_rows(x=x, y=y, y_ends=y_ends, after=after)
         ahead = self.what_follows(x, x_lens, y_lens, after, after_lens, longest)
 
         def read(half: ARDecoder | NARDecoder) -> Condition:

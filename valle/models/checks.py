@@ -65,6 +65,18 @@ def check_codes(
     return codes, lens
 
 
+def check_rows(**inputs: Tensor | None) -> None:
+    """Refuse inputs of unlike numbers of rows.
+
+    Raises:
+      ValueError: the message says what each holds.
+    """
+    rows = {name: len(tensor) for name, tensor in inputs.items() if tensor is not None}
+    if len(set(rows.values())) > 1:
+        held = ", ".join(f"{name} {num}" for name, num in rows.items())
+        raise ValueError(f"expected as many rows in each of the inputs, got {held}")
+
+
 def check_tokens(x: Tensor, x_lens: Tensor | None, config: "VALLEConfig") -> tuple[Tensor, Tensor]:
     """`check_codes` for the ids of a text, (B, S), or MIDI events, (B, S, 6).
 
@@ -127,6 +139,8 @@ def check_given(
     if x.device.type != "cpu":
         check_tokens(x.cpu(), None if x_lens is None else x_lens.cpu(), config)
     x, x_lens = check_tokens(x, x_lens, config)
+    if y is None and y_lens is not None:
+        raise ValueError("y_lens came without y, the prompts whose lengths they are")
     if y is None:
         y = torch.zeros(len(x), 0, config.num_quantizers, dtype=torch.long, device=x.device)
     y, y_lens = check_prompts(y, y_lens, config, "y")

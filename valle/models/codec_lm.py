@@ -142,9 +142,10 @@ class CodecLM(nn.Module):
                 "them; take the weights as they are (averaged=False)"
             )
         kind = cls.kind_of(checkpoint["config"])
+        kind = cls if issubclass(cls, kind) else kind  # a class that somebody derived from it
         if not issubclass(kind, cls):
             raise ValueError(
-                f"{path} holds a {kind.__name__}, expected {cls.__name__}: load it by "
+                f"{path} holds the weights of {kind.__name__}, expected {cls.__name__}: load it by "
                 f"{kind.__name__}.from_checkpoint, or valle.models.load_model, which takes either"
             )
         model = kind.from_config(checkpoint["config"])
@@ -157,11 +158,16 @@ class CodecLM(nn.Module):
 
         Older files have fewer fields than the class has now.
         """
-        for kind in CodecLM.__subclasses__():
-            own = {field.name for field in fields(kind.config_class)}
+        kinds = CodecLM.__subclasses__()
+        known = {kind: {field.name for field in fields(kind.config_class)} for kind in kinds}
+        for kind, own in known.items():
             if config.keys() <= own and ("condition" in config) == ("condition" in own):
                 return kind
-        raise ValueError(f"no model has just these settings: {', '.join(map(str, config))}")
+        unknown = sorted(config.keys() - set.union(*known.values()))
+        raise ValueError(
+            f"no model has the settings {', '.join(unknown or config)}: was the file written by a "
+            "newer valle, or by another program?"
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

@@ -120,26 +120,23 @@ class Given(NamedTuple):
       tokens: (B, S) ids of text or (B, S, 6) MIDI events, each with BOS and EOS; `lens` (B,).
       num_of_prompt: (B,) how many of them stand before those of the target, BOS not counted, where
         the NAR half is not to know these; None: it reads all.
-      delay: (B,) frames by which all of it happens later than it says; None: 0.
     """
 
     tokens: Tensor
     lens: Tensor
     num_of_prompt: Tensor | None = None
-    delay: Tensor | None = None
 
     def of_target(self) -> "Given":
         """What the NAR half reads: BOS, then what tells of the target."""
         if self.num_of_prompt is None:
             return self
         rest = FrameRange(1 + self.num_of_prompt, self.tokens.shape[1] - 1).take_from(self.tokens)
-        tokens = torch.cat([self.tokens[:, :1], rest], dim=1)
-        return Given(tokens, self.lens - self.num_of_prompt, None, self.delay)
+        return Given(torch.cat([self.tokens[:, :1], rest], dim=1), self.lens - self.num_of_prompt)
 
     def take(self, rows: Tensor) -> "Given":
         """Rows by their numbers (N,)."""
-        num, delay = (None if t is None else t[rows] for t in (self.num_of_prompt, self.delay))
-        return Given(self.tokens[rows], self.lens[rows], num, delay)
+        num = None if self.num_of_prompt is None else self.num_of_prompt[rows]
+        return Given(self.tokens[rows], self.lens[rows], num)
 
 
 class Known(NamedTuple):

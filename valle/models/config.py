@@ -105,6 +105,7 @@ class AudioLMConfig(CodecLMConfig):
 
 NO_PROMPT, OWN_BEGINNING, ELSEWHERE = 0, 1, 4
 PREFIX_MODES = (NO_PROMPT, OWN_BEGINNING, ELSEWHERE)
+PREFIX_SEC = 3.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,11 @@ class VALLEConfig(CodecLMConfig):
         for name in ("num_text_tokens", "frame_rate", "longest_condition"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def longest_prefix(self) -> int:
+        """Frames of the longest prefix of a target that the NAR half reads whole, in training."""
+        return int(PREFIX_SEC * self.frame_rate)
 
     @property
     def shortest_prompt(self) -> int:

@@ -94,8 +94,6 @@ class NARDecoder(nn.Module):
             return Condition(self.embedding(frames), lens), Known.nothing(frames)
         given, ends = given.of_target(), lens if ends is None else ends
         vectors, places = self.reader(given.tokens), self.reader.places(given.tokens)
-        if given.delay is not None:
-            places = places + given.delay[:, None]
         if not self.reads_prompts:
             first = Places(places, ends - lens)
             return Condition(vectors, given.lens, places=first), Known(frames, lens)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from valle.utils.vocabulary import (
+    BAR,
     MIDI_FIELDS,
+    MIDI_SEC,
     NUM_SPECIALS,
+    POSITION,
     TICKS_PER_BAR,
     TICKS_PER_SEC,
 )
@@ -34,6 +37,10 @@ class TextReader(nn.Module):
         """(B, S) where in time the vectors stand, in frames."""
         order = torch.arange(tokens.shape[1], device=tokens.device)
         return order.float().expand(tokens.shape)
+
+    def later(self, tokens: Tensor, num_frames: Tensor) -> Tensor:
+        """The same text, so many frames (B,) later: as it has no times, no other."""
+        return tokens
 
 
 class MidiReader(nn.Module):
@@ -65,11 +72,26 @@ class MidiReader(nn.Module):
 
     def places(self, tokens: Tensor) -> Tensor:
         """(B, S) frames at which the notes are struck; BOS is at 0, EOS with the last note."""
-        names = [field.name for field in MIDI_FIELDS]
-        position, bar = (tokens[:, :, names.index(name)] for name in ("position", "bar"))
-        ticks = (bar - NUM_SPECIALS) * TICKS_PER_BAR + position - NUM_SPECIALS
-        ticks = ticks.where(bar >= NUM_SPECIALS, 0).cummax(dim=1).values
+        is_note = tokens[:, :, BAR] >= NUM_SPECIALS
+        ticks = _onsets(tokens).where(is_note, 0).cummax(dim=1).values
         return ticks * self.frames_per_tick
+
+    def later(self, tokens: Tensor, num_frames: Tensor) -> Tensor:
+        """The same notes, so many frames (B,) later, or at the very end of what events can tell."""
+        ticks = (num_frames / self.frames_per_tick).round().long()
+        last = round(MIDI_SEC * TICKS_PER_SEC) - 1
+        onsets = (_onsets(tokens) + ticks[:, None]).clamp(max=last)
+        is_note = tokens[:, :, BAR] >= NUM_SPECIALS
+        moved = tokens.clone()
+        moved[:, :, POSITION] = onsets % TICKS_PER_BAR + NUM_SPECIALS
+        moved[:, :, BAR] = onsets.div(TICKS_PER_BAR, rounding_mode="floor") + NUM_SPECIALS
+        return moved.where(is_note[:, :, None], tokens)
+
+
+def _onsets(tokens: Tensor) -> Tensor:
+    """(B, S) ticks at which the notes are struck; of special rows without meaning."""
+    bar, position = (tokens[:, :, i] - NUM_SPECIALS for i in (BAR, POSITION))
+    return bar * TICKS_PER_BAR + position
 
 
 Reader = TextReader | MidiReader

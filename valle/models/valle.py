@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from valle.models.checks import check_codes, check_given, check_tokens
+from valle.models.checks import check_codes, check_given, check_rows, check_tokens
 from valle.models.codec_lm import AudioLMOutput, CodecLM, HalfScore, TrainStage
 from valle.models.condition import Condition, Given
 from valle.models.config import ELSEWHERE, OWN_BEGINNING, VALLEConfig
 from valle.models.engine import Engine
 from valle.models.generation import UNKNOWN
+from valle.models.nar import NARDecoder
 from valle.models.reading import Reader, make_reader
 from valle.modules.losses import Summed
 from valle.modules.masks import FrameRange
 
 # A prefix of a target, in training: a quarter to half of it, 3 s at most, as in VALL-E's recipes.
 PREFIX_SHARE = 0.25, 0.5
-PREFIX_SEC = 3.0
 NO_PREFIX_PROB = 0.1  # so that a condition alone is enough, too
 
 
@@ -82,10 +82,12 @@ class VALLE(CodecLM):
         x, x_lens = check_tokens(x, x_lens, self.config)
         y, y_lens = check_codes("y", y, y_lens, self.config, min_len=1)
         given = Given(x, x_lens)
-        if (prompts is not None) != (self.config.prefix_mode == ELSEWHERE):
+        check_rows(x=x, y=y, y_ends=y_ends, prompts=prompts, prompts_lens=prompts_lens)
+        takes_prompts = self.config.prefix_mode == ELSEWHERE
+        if {prompts is not None, prompts_lens is not None} != {takes_prompts}:
             came = "none came" if prompts is None else "some came"
             raise ValueError(
-                "prompts from elsewhere are for prefix mode 4, which needs them: with "
+                "prompts, with prompts_lens, are for prefix mode 4, which needs them: with "
                 f"{self.config.prefix_mode} {came}"
             )
         if prompts is not None:
@@ -94,10 +96,10 @@ class VALLE(CodecLM):
         def score_nar() -> HalfScore:
             if prompts is None or prompts_lens is None:
                 return self._score_after_prefix(given, y, y_lens, all_stages)
-            later = given._replace(delay=prompts_lens)
-            return self.score_nar(
-                self.nar.read(prompts, prompts_lens, later)[0], y, y_lens, all_stages
-            )
+            # as it will be when something is made: on one time line, the prompt first
+            later = given._replace(tokens=reader_of(self.nar).later(x, prompts_lens))
+            condition, _ = self.nar.read(prompts, prompts_lens, later)
+            return self.score_nar(condition, y, y_lens, all_stages)
 
         return self.score_halves(
             TrainStage(train_stage),
@@ -125,7 +127,7 @@ class VALLE(CodecLM):
         return HalfScore(Summed(score.loss.total * share, num_frames), predictions, score.metrics)
 
     def _after_prefix(self, given: Given, y: Tensor, lens: Tensor) -> Condition:
-        longest = min(int(PREFIX_SEC * self.config.frame_rate), y.shape[1])
+        longest = min(self.config.longest_prefix, y.shape[1])
         condition, _ = self.nar.read(y[:, : longest * self.nar.reads_prompts], lens, given)
         return condition._replace(longest=given.tokens.shape[1] + y.shape[1])
 
@@ -139,7 +141,7 @@ class VALLE(CodecLM):
             chosen, place = torch.rand(2, len(y_lens), generator=self.stage_generator)
             share = (low + place * (high - low)).where(chosen >= NO_PREFIX_PROB, 0)
         share = share.to(y_lens.device, non_blocking=True)
-        return (y_lens * share).long().clamp(max=int(PREFIX_SEC * self.config.frame_rate))
+        return (y_lens * share).long().clamp(max=self.config.longest_prefix)
 
     # Generation
 
@@ -196,3 +198,9 @@ class VALLE(CodecLM):
     ) -> Iterator[Tensor]:
         """The same, giving out new frames while more are made; see `AudioLM.stream`."""
         return Engine(self).stream(x, x_lens, y, enroll_x_lens, **options)
+
+
+def reader_of(half: NARDecoder) -> Reader:
+    """The reader of a half of a VALLE, which has one."""
+    assert half.reader is not None
+    return half.reader

@@ -45,19 +45,21 @@ class Opening(NamedTuple):
     """A beginning that is there as a whole before the rest comes (prefix LM, arXiv 1910.10683).
 
     Attributes:
-      visible: (B, L, L) bool, True where a frame sees another, causally or thanks to the opening.
+      bias: (B, L, L) to be added to scores: 0 where a frame sees another, causally or thanks to the
+        opening, else -inf. In the type of the queries, or each layer would make and keep another.
       num_frames: of the longest opening.
     """
 
-    visible: Tensor
+    bias: Tensor
     num_frames: int
 
     @classmethod
-    def of(cls, lens: Tensor, num_frames: int, max_len: int) -> "Opening":
+    def of(cls, lens: Tensor, num_frames: int, max_len: int, dtype: torch.dtype) -> "Opening":
         """The first `lens` (B,) frames, `num_frames` at most, of rows of `max_len`."""
         order = torch.arange(max_len, device=lens.device)
-        is_before = order <= order[:, None]
-        return cls(is_before | (order < lens[:, None])[:, None], num_frames)
+        is_seen = (order <= order[:, None]) | (order < lens[:, None])[:, None]
+        bias = torch.zeros(is_seen.shape, dtype=dtype, device=lens.device)
+        return cls(bias.masked_fill_(~is_seen, -torch.inf), num_frames)
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,19 @@ class AttentionSpan:
     opening: Opening | None = None
 
 
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """The type of queries that a linear layer makes of vectors, autocast or not."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, span: AttentionSpan) -> Tensor:
     """(B, H, L, K) queries over (B, H, number of keys, K) keys and values, to (B, H, L, K)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] > 1:
         return _attend_in_blocks(q, k, v, span)
     if span.opening is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=span.opening.visible[:, None])
+        bias = span.opening.bias[:, None].to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     mask = None if span.key_mask is None else span.key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=span.is_causal)
 
@@ -122,9 +131,8 @@ class _Sight(NamedTuple):
     def hide(self, scores: Tensor, queries: slice, keys: slice) -> None:
         """Scores (N, queries, keys) of what is not seen become -inf, in place."""
         if self.opening is not None:
-            hidden = ~self.opening.visible[:, None, queries, keys]  # (B, 1, queries, keys)
-            by_head = scores.view(len(hidden), -1, *scores.shape[1:])
-            by_head.masked_fill_(hidden, -torch.inf)
+            bias = self.opening.bias[:, None, queries, keys]  # (B, 1, queries, keys)
+            scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
         elif self.is_causal:
             size = queries.stop - queries.start
             future = torch.full((size, size), -torch.inf, dtype=scores.dtype).triu_(1)

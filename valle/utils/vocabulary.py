@@ -38,6 +38,7 @@ MIDI_FIELDS = (
     MidiField("position", TICKS_PER_BAR),  # of the onset in its bar
     MidiField("bar", 16),  # 32 s in all
 )
+PITCH, VELOCITY, DURATION, INTERVAL, POSITION, BAR = range(len(MIDI_FIELDS))
 LOWEST_PITCH = 21
 MIDI_SEC = MIDI_FIELDS[-1].num_values * TICKS_PER_BAR / TICKS_PER_SEC
 """The longest excerpt that events can describe."""

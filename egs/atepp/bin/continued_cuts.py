@@ -13,8 +13,8 @@ from torch import Tensor
 
 from valle.data import TokenDataset, split_prompt
 from valle.models import VALLE, AudioLM, CodecLM
+from valle.models.config import PREFIX_SEC
 from valle.models.generation import UNKNOWN
-from valle.models.valle import PREFIX_SEC
 from valle.modules.masks import close_gap, length_mask
 
 TOP_K = 50
@@ -61,7 +61,7 @@ def first_parts(
     if config.condition is None:
         prompts, prompt_lens, _, _ = split_prompt(codes, lens, prompt_ratio)
         return prompts, prompt_lens
-    most = round(PREFIX_SEC * config.frame_rate)
+    most = config.longest_prefix
     prompt_lens = (lens * LARGEST_SHARE).long().clamp(max=most)
     return codes[:, : int(prompt_lens.max())], prompt_lens
 

@@ -2,16 +2,20 @@
 
 import json
 import logging
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from tokenizer_merging import SETTINGS
 
 from valle.data import CodecInfo, Survey, TokenDataModule
+from valle.data.elsewhere import codes_elsewhere
 from valle.data.manifest import condition_of, frame_shift_of
 from valle.models import VALLE, VALLEConfig, model_class
-from valle.models.config import ELSEWHERE
-from valle.models.valle import PREFIX_SEC
+from valle.models.config import ELSEWHERE, PREFIX_SEC
 from valle.utils.cli import AttributeDict
+
+LOOKED_AT = 50  # cuts
 
 
 def open_cuts(data: TokenDataModule, params: AttributeDict) -> tuple[Survey, Survey]:
@@ -25,7 +29,9 @@ def open_cuts(data: TokenDataModule, params: AttributeDict) -> tuple[Survey, Sur
     if model_class(params.model_name) is VALLE:
         settle_condition(params, *(next(iter(survey.cuts)) for survey in (train, valid)))
         data.condition = params.condition
-        data.elsewhere_sec = PREFIX_SEC if params.prefix_mode == ELSEWHERE else 0.0
+        if params.prefix_mode == ELSEWHERE:
+            data.elsewhere_sec = PREFIX_SEC
+            check_elsewhere(train.cuts)
         if params.condition == "text":
             settle_symbols(params, data)
     return train, valid
@@ -80,6 +86,20 @@ def settle_condition(params: AttributeDict, train_cut: Any, valid_cut: Any) -> N
     shift = frame_shift_of(train_cut)
     rate = params.codec["frame_rate"] if params.codec else 1 / shift if shift else None
     params.frame_rate = rate or VALLEConfig.frame_rate
+
+
+def check_elsewhere(cuts: Iterable[Any]) -> None:
+    """Refuse recordings that are one excerpt each: no prompt can be taken from elsewhere in them.
+
+    Raises:
+      ValueError: None of the first cuts has anything else in its recording.
+    """
+    first = list(islice(cuts, LOOKED_AT))
+    if not any(len(codes_elsewhere(cut, PREFIX_SEC)) for cut in first):
+        raise ValueError(
+            f"--prefix-mode 4 takes prompts from elsewhere in a cut's recording, but the first "
+            f"{len(first)} training cuts are all that their recordings have: take --prefix-mode 1"
+        )
 
 
 def settle_symbols(params: AttributeDict, data: TokenDataModule) -> None:
