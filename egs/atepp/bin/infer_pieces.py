@@ -23,7 +23,7 @@ from torch import Tensor
 from valle.data import Codec, load_audio
 from valle.data.midi import Notes, cut_notes, events_of, join_notes, read_notes
 from valle.data.text import WORD_BOUNDARY, SymbolTable, symbols_of
-from valle.models.valle import PREFIX_SEC
+from valle.models.config import PREFIX_SEC
 from valle.utils.vocabulary import MIDI_SEC
 
 LONGEST_SEC = 20.0  # of training's cuts, where a checkpoint does not tell
