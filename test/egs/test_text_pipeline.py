@@ -11,6 +11,7 @@ from lhotse import CutSet, Recording, SupervisionSegment
 from midi_corpus import write_pair
 from tiny_codec import RATE, noise
 from to_shar import to_shar
+from tokenizer_merging import SETTINGS
 from tokenizer_runs import arguments, contents
 from validate_manifests import rare_symbols, validate
 
@@ -105,7 +106,8 @@ def test_shards_carry_text_and_table(output, tmp_path):
     assert sharded.keys() == expected.keys()
     for id_, cut in sharded.items():
         assert text_symbols(cut) == text_symbols(expected[id_])
-    assert (tmp_path / TEXT_TABLE).read_bytes() == (output / TEXT_TABLE).read_bytes()
+    for name in (TEXT_TABLE, SETTINGS):
+        assert (tmp_path / name).read_bytes() == (output / name).read_bytes()
     assert validate(tmp_path)[1] == []
 
 

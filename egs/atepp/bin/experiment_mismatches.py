@@ -8,6 +8,8 @@ from typing import Any
 from experiment_folder import Experiment
 from run_settings import as_text
 
+from valle.models import model_class
+
 
 def differing_settings(experiments: Sequence[Experiment]) -> tuple[str, ...]:
     """Names of the settings that are not the same everywhere.
@@ -29,7 +31,7 @@ def mismatches(experiments: Sequence[Experiment]) -> Iterator[str]:
     yield from _warning(experiments, partial(_cuts, "train"), "trained on different cuts")
     what = "validated on different cuts, so validation losses compare roughly at best"
     yield from _warning(experiments, partial(_cuts, "validation"), what)
-    for name in ("train-stage", "prompt-ratio"):
+    for name in ("model-name", "condition", "prefix-mode", "train-stage", "prompt-ratio"):
         what = f"validated with another --{name}, so validation losses do not compare"
         yield from _warning(experiments, partial(_setting, name), what)
     what = "the likelihoods are of different held-out frames, so their nats do not compare"
@@ -66,6 +68,8 @@ def _cuts(split: str, experiment: Experiment) -> str | None:
 
 def _setting(name: str, experiment: Experiment) -> str | None:
     value = experiment.settings.get(name)
+    if name == "model-name" and value is not None:  # VALL-E and valle are one model
+        return model_class(str(value)).__name__
     return None if value is None else as_text(value)
 
 

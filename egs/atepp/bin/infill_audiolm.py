@@ -28,6 +28,7 @@ from generation_flags import (
     add_sampling_arguments,
     add_subject_arguments,
     load_codec,
+    refuse_other_model,
     sampling_options,
 )
 from generation_rows import different_names, row_batches, sample_names

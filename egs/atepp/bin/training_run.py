@@ -166,9 +166,10 @@ def build_run(
     if rank == 0:
         remove_leftovers(params.exp_dir)
         keep_best_of_other_stage(params)
-        write_run_record(params.exp_dir, params, {"train": train.facts, "validation": valid.facts})
     model = build_model(params)
     load_start_weights(model, start, params)
+    if rank == 0:  # not of a run whose weights do not fit
+        write_run_record(params.exp_dir, params, {"train": train.facts, "validation": valid.facts})
     wrapped = distribute(model, params, device)
 
     def fresh_loader() -> DataLoader:

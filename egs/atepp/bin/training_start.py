@@ -38,8 +38,8 @@ def find_start(params: AttributeDict) -> Start | None:
 
     Raises:
       FileNotFoundError: It is not there.
-      ValueError: It is of another model, was trained on tokens of another codec, or the new epochs
-        would overwrite those of another stage.
+      ValueError: It is of another model, was trained on tokens of another codec or with another
+        prefix mode, or the new epochs would overwrite those of another stage.
     """
     if params.resume == "auto":
         aim_at_newest(params)
@@ -62,6 +62,7 @@ def find_start(params: AttributeDict) -> Start | None:
         first_batch = max([checkpoint.get("batch_idx_train", 0), *numbers])
         params.batch_idx_train = params.first_batch = first_batch
     else:
+        check_prefix_mode(checkpoint, path, params)
         params.first_epoch = checkpoint["first_epoch"]  # a schedule counts from there
     return Start(path, checkpoint, is_other_stage)
 
@@ -120,6 +121,18 @@ def check_model(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -
             f"{path} was trained on another table of text symbols than that of "
             f"{params.manifest_dir}, so that its ids mean others: give the run's own table "
             "(--text-tokens)"
+        )
+
+
+def check_prefix_mode(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -> None:
+    """Refuse to go on with another prefix mode: the record would tell of one, the weights of two."""
+    config = checkpoint.get("config") or {}
+    mode = config.get("prefix_mode")  # None of a model that has none
+    if mode not in (None, params.prefix_mode):
+        raise ValueError(
+            f"{path} was trained with --prefix-mode {mode}, and this run goes on from it with "
+            f"--prefix-mode {params.prefix_mode}: set it as in the run before, or take what fits "
+            "as the start of a new run (--init-from with --init-partial true)"
         )
 
 

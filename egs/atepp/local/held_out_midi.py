@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Prints test recordings that are there with their MIDI: what to play, and in whose sound.
 
-    python3 egs/atepp/local/held_out_midi.py --manifest-dir data/midi --midi-dir download/ATEPP-1.2
+    python3 egs/atepp/local/held_out_midi.py --manifest-dir data/midi \
+        --midi-dir download/ATEPP-1.2 --audio-dir download/recordings
 
 Two lines for each recording: its MIDI file, then its sound file.
 """

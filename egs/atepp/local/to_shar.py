@@ -19,8 +19,9 @@ from valle.data.manifest import SPLITS, load_cuts, manifest_path
 from valle.data.shar import SHARD_SIZE, write_shards
 from valle.utils.files import copy_whole
 
-# which the statistics page and training read, if they are there
-_BESIDE = ("recordings.jsonl", TEXT_TABLE)
+# which the statistics page and training read, if they are there; the last tells training how texts
+# became symbols
+_BESIDE = ("recordings.jsonl", TEXT_TABLE, "tokenizer.json")
 
 
 def get_parser() -> argparse.ArgumentParser:
