@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# MIDI to sound: prepare recordings with their MIDI, train VALL-E on it, play test pieces.
+# MIDI to sound: prepare recordings with their MIDI, train VALL-E on it, play test pieces, measure.
 # See prepare.sh for the folders it expects.
 #
 # Run it from the repository root: egs/atepp/run_midi.sh [--dl-dir ...]; --help lists the options.
 set -eou pipefail
 
 stage=0
-stop_stage=3
+stop_stage=4
 joint=true              # true: both halves together (stage 1); false: AR (1), then NAR (2)
 exp_dir=exp/atepp-midi
 manifest_dir=data/atepp-midi
@@ -25,6 +25,9 @@ num_epochs=20           # of the joint training, or of each half
 max_duration=150        # seconds of sound a batch: lower it if the GPU's memory is short
 dtype=bfloat16
 num_pieces=3            # of the test recordings, to be played
+num_passages=64         # of the test recordings, made of their notes and measured
+prompt_duration=3       # seconds of a test recording that are heard, for its sound
+passage_duration=6      # seconds of a passage that are made after that
 
 _here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$_here/../.."
@@ -77,6 +80,14 @@ if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   log "Stage 3: play ${midi[*]}, each in the sound of its own recording"
   python egs/atepp/bin/infer.py --checkpoint "$exp_dir/best-valid-loss.pt" --codec "$codec" \
     --midi "${midi[@]}" --audio-prompts "${sound[@]}" --midi-prompts "${midi[@]}" \
-    --output-dir "$exp_dir/played"
-  log "Watch it: tensorboard --logdir $exp_dir"
+    --prompt-duration "$prompt_duration" --output-dir "$exp_dir/played"
+fi
+
+if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
+  log "Stage 4: how well it follows the notes"
+  python egs/atepp/bin/evaluate.py --checkpoint "$exp_dir/best-valid-loss.pt" --codec "$codec" \
+    --manifest-dir "$manifest_dir" --parts condition likelihood --num-prompts "$num_passages" \
+    --prompt-duration "$prompt_duration" --max-duration "$passage_duration"
+  log "Listen: $exp_dir/played/*.wav. Read, look and listen: $exp_dir/evaluation/report.html;"
+  log "the training: tensorboard --logdir $exp_dir"
 fi

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import evaluate
+import evaluation_condition_likelihood
 import numpy as np
 import pytest
 import soundfile
@@ -14,7 +15,7 @@ from conftest import make_model, make_valle
 from evaluation_condition import ROWS, make_batch, prepare_condition
 from evaluation_condition_inputs import given_of, true_and_shuffled
 from evaluation_condition_likelihood import SHUFFLED as ANOTHERS
-from evaluation_condition_likelihood import TRUE
+from evaluation_condition_likelihood import TRUE, batches_of
 from evaluation_subject import open_subject
 from generation_rows import row_batches
 from lhotse import SupervisionSegment
@@ -111,7 +112,8 @@ def write_checkpoint(path: Path, condition: str, codec_info, **changes) -> Path:
 def flags_of(checkpoint: Path, tokens: Path, *flags: object) -> list[str]:
     output = checkpoint.parent / "evaluation"
     common = ["--checkpoint", checkpoint, "--manifest-dir", tokens, "--output-dir", output]
-    return [str(flag) for flag in (*common, *SIZES, *flags)]
+    sizes = () if torch.load(checkpoint).get("condition") == "text" else SIZES
+    return [str(flag) for flag in (*common, *sizes, *flags)]
 
 
 def run(checkpoint: Path, tokens: Path, *flags: object) -> dict:
@@ -179,6 +181,7 @@ def test_sound_of_notes_is_measured_beside_its_bounds(checkpoint, folders, capsy
     page = (checkpoint.parent / "evaluation/report.html").read_text()
     assert page.count("<audio") == 4 * 4
     assert page.count("Notes and spectrograms") == 4
+    assert "| sampling | temperature 1" in printed
 
 
 def test_the_condition_changes_what_is_made_and_the_prompt_stays(checkpoint, folders):
@@ -225,6 +228,16 @@ def test_likelihood_of_true_and_of_shuffled_conditions(
     printed = capsys.readouterr().out
     assert "| told of | frames | q1 |" in printed
     assert "| VALL-E |" in printed
+    assert "| sampling |" not in printed
+    after_a_prompt = condition == "midi"
+    assert ("What the true continuation of a prompt costs" in printed) == after_a_prompt
+    assert ("What true audio, from its beginning, costs" in printed) != after_a_prompt
+    assert ("By how far after the prompt a frame lies" in printed) == after_a_prompt
+    assert ("By how far after the beginning a frame lies" in printed) != after_a_prompt
+    assert ("## Where in the audio" in printed) != after_a_prompt
+    assert ("| continuation | frames |" in printed) == after_a_prompt
+    page = (tmp_path / "evaluation/report.html").read_text()
+    assert ("seconds after the prompt" in page) <= after_a_prompt
 
 
 def test_costs_are_those_of_the_models_own_forward(tmp_path, folders, codec_info):
@@ -261,6 +274,32 @@ def test_after_a_prompt_the_rest_costs_what_it_costs_in_the_whole(tmp_path, fold
     assert found["nats"] == pytest.approx(torch.cat(columns).mean(dim=0).tolist(), rel=1e-4)
 
 
+def test_batches_are_as_large_as_they_may_be():
+    """Padding included; and they are all rows, in their order."""
+    assert batches_of([3, 3, 3, 4, 9, 1, 1], 9) == [
+        slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 7)
+    ]  # fmt: skip
+    assert batches_of([20], 9) == [slice(0, 1)]
+
+
+def test_how_many_are_scored_at_a_time_changes_nothing(
+    tmp_path, folders, codec_info, condition, monkeypatch
+):
+    path = write_checkpoint(tmp_path / "model.pt", condition, codec_info)
+    sizes, frames = [], evaluation_condition_likelihood.frame_costs
+
+    def noted(model, x, *args, **kwargs):
+        sizes.append(len(x))
+        return frames(model, x, *args, **kwargs)
+
+    monkeypatch.setattr(evaluation_condition_likelihood, "frame_costs", noted)
+    flags = ("--parts", "likelihood", "--batch-duration")
+    found = [run(path, folders[condition], *flags, seconds) for seconds in (3, 60)]
+    assert sizes == [1] * 8 + [4] * 2
+    one, all_ = (content["likelihood"]["overall"]["nats"] for content in found)
+    assert one == pytest.approx(all_, rel=1e-5)
+
+
 # What is refused
 
 
@@ -292,9 +331,27 @@ def test_a_text_needs_the_table_of_the_training(tmp_path, folders, codec_info, c
     assert "text.pt holds no text_symbols" in err
 
 
+def test_of_text_no_sound_is_made(tmp_path, folders, codec_info, capsys):
+    path = write_checkpoint(tmp_path / "text.pt", "text", codec_info)
+    for name, value in (
+        ("--prompt-duration", 1),
+        ("--max-duration", 2),
+        ("--num-samples", 1),
+        ("--codec", "some"),
+        ("--top-k", 5),
+        ("--window", 5),
+        ("--prompt-seconds", 1),
+    ):
+        err = refused(capsys, path, folders["text"], name, value)
+        assert f"{name} is not for a VALL-E of text" in err
+
+
 def test_flags_that_cannot_be(checkpoint, folders, capsys):
     err = refused(capsys, checkpoint, folders["midi"], "--prompt-seconds", 1)
-    assert "--prompt-seconds is for an AudioLM" in err
+    assert "--prompt-seconds is not for a VALL-E of midi: a VALL-E is scored after one" in err
+    for name, value in (("--window", 5), ("--stride", 1), ("--embeddings", "mel")):
+        err = refused(capsys, checkpoint, folders["midi"], name, value)
+        assert f"{name} is not for a VALL-E of midi" in err
     err = refused(capsys, checkpoint, folders["midi"], "--max-duration", 0.5)
     assert "to be measured, sound must last 1 s or more" in err
     flags = ("--parts", "likelihood", "--prompt-duration", 3)

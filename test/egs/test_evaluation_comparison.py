@@ -168,6 +168,27 @@ def test_what_does_not_compare_is_said(runs, token_dir, tmp_path, codec_info):
     assert f"Warning: {warnings[0]}." in as_table(compare([judged, other, shorter]))
 
 
+def test_losses_of_other_models_do_not_compare(runs, tmp_path):
+    """Where a setting says so; a model has several names."""
+    folders = []
+    for name, changes in {
+        "a": {"model_name": "valle", "condition": "midi", "prefix_mode": 1},
+        "b": {"model_name": "VALL-E", "condition": "midi", "prefix_mode": 0},
+        "c": {"model_name": "valle", "condition": "text", "prefix_mode": 1},
+        "d": {"model_name": "audio-lm", "condition": None, "prefix_mode": 1},
+    }.items():
+        (tmp_path / name).mkdir()
+        folders.append(copied(runs["small"], tmp_path / name))
+        (path,) = folders[-1].glob("run-*.json")
+        record = json.loads(path.read_text())
+        record["parameters"] |= changes
+        path.write_text(json.dumps(record))
+    a, *others = folders
+    for other, flag in zip(others, ("prefix-mode", "condition", "model-name"), strict=True):
+        (warning,) = compare([a, other]).warnings
+        assert warning.startswith(f"validated with another --{flag}, so validation losses do not")
+
+
 def test_passages_are_the_same_by_name_and_length(runs, tmp_path):
     """Their figures differ by the seed as well, and by the embeddings that were asked for."""
     first, second, shorter = (copied(runs["small"], tmp_path / name) for name in "abc")

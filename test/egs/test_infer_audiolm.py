@@ -192,6 +192,17 @@ def test_mistakes_are_explained(checkpoint, sounds, tmp_path, codec_info, capsys
         (checkpoint, (*prompts, "--averaged", "true"), "model.pt holds no averaged weights: only"),
         (checkpoint, (*prompts, "--batch-size", 0), "--batch-size must be 1 or more"),
         (checkpoint, (*prompts, "--num-samples", -1), "--num-samples must be 1 or more, got -1"),
+        (
+            checkpoint,
+            (*prompts, "--max-duration", "inf"),
+            "--max-duration must be 0 s or more, and",
+        ),
+        (
+            checkpoint,
+            (*prompts, "--min-duration", "nan"),
+            "--min-duration must be 0 s or more, and",
+        ),
+        (checkpoint, (*prompts, "--prompt-duration", "inf"), "--prompt-duration must be above 0 s"),
         (checkpoint, (*prompts, "--window", -1), "window must be 0 or more frames"),
         (checkpoint, (*prompts, "--stream", "pcm", "--num-samples", 2), "plays one piece"),
         (checkpoint, (*prompts, "--window", 1, "--stride", 1), "must be less than window"),

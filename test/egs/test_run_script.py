@@ -1,5 +1,6 @@
-"""run.sh: which files its last stage continues."""
+"""run.sh: which files its last stage continues; run_midi.sh: that its last stage measures."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,12 +8,25 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import test_evaluate_condition
 from test_infer_audiolm import write_checkpoint
 from tiny_codec import noise
 
 from valle.data.storage import make_recording, whole_cut, write_cuts
 
 RUN = Path(__file__).parents[2] / "egs" / "atepp" / "run.sh"
+
+
+def run_script(script: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        ["bash", str(script), *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PATH": path},
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -31,16 +45,7 @@ def continue_with(codec_dir, codec_info, tmp_path):
 
     def run(*flags: object) -> tuple[int, str, set[str]]:
         fixed = ["--stage", 3, "--exp-dir", tmp_path / "exp", "--codec", codec_dir]
-        command = ["bash", RUN, *fixed, "--manifest-dir", tmp_path, *flags]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        result = subprocess.run(
-            list(map(str, command)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PATH": path},
-            check=False,
-        )
+        result = run_script(RUN, *fixed, "--manifest-dir", tmp_path, *flags)
         written = (tmp_path / "exp" / "continuations").glob("*_full.wav")
         return result.returncode, result.stdout, {path.name for path in written}
 
@@ -65,3 +70,22 @@ def test_no_file_left_to_continue(continue_with, tmp_path):
     status, out, written = continue_with("--prompts", tmp_path / "my music" / "gone.wav")
     assert (status, written) == (1, set())
     assert "No file to continue: bring the test recordings back, or name others" in out
+
+
+def test_how_well_notes_are_followed_is_measured(tmp_path, codec_dir, codec_info):
+    """What the README says of the recipe for MIDI."""
+    exp_dir, tokens = tmp_path / "exp", tmp_path / "tokens"
+    exp_dir.mkdir()
+    tokens.mkdir()
+    test_evaluate_condition.write_checkpoint(exp_dir / "best-valid-loss.pt", "midi", codec_info)
+    test_evaluate_condition.write_tokens(tokens, "midi", codec_info)
+    done = run_script(
+        RUN.with_name("run_midi.sh"), "--stage", 4, "--exp-dir", exp_dir, "--manifest-dir", tokens,
+        "--codec", codec_dir, "--prompt-duration", 1, "--passage-duration", 1.4,
+        "--num-passages", 3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    content = json.loads((exp_dir / "evaluation/evaluation.json").read_text())
+    assert content["condition"]["generated"]["note_f1"] is not None
+    assert content["likelihood"]["by_condition"]
+    assert len(content["facts"]["passages"]["names"]) == 3

@@ -293,6 +293,30 @@ def test_weights_of_another_model_are_refused(carried, unbroken, tmp_path):
     assert "was trained on another table of text symbols" in log
 
 
+@pytest.mark.parametrize("mode", [0, 4])
+def test_a_run_goes_on_with_its_own_prefix_mode(carried, unbroken, tmp_path, mode):
+    """Whether its weights would fit or not; and a run that does not begin leaves no record."""
+    exp_dir = restarted(unbroken["midi"] / "epoch-1.pt", tmp_path / "exp")
+    log = trains(carried["midi"], exp_dir, "--start-epoch", 2, "--prefix-mode", mode)
+    assert "epoch-1.pt was trained with --prefix-mode 1, and this run goes on from it with" in log
+    assert f"--prefix-mode {mode}: set it as in the run before" in log
+    assert not list(exp_dir.glob("run-*.json"))
+
+
+def test_a_run_whose_weights_do_not_fit_leaves_no_record(carried, unbroken, tmp_path):
+    flags = ("--init-from", unbroken["midi"] / "epoch-1.pt", "--decoder-dim", 32)
+    trains(carried["midi"], tmp_path, *flags)
+    assert not list(tmp_path.glob("run-*.json"))
+
+
+def test_another_half_may_have_another_prefix_mode(carried, tmp_path):
+    """It is the NAR half's, which stage 2 begins."""
+    flags = (*VALLE_FLAGS, "--tensorboard", "false")
+    train(carried["midi"], tmp_path, *flags, "--train-stage", 1, "--num-epochs", 1)
+    own = ("--train-stage", 2, "--start-epoch", 2, "--num-epochs", 2, "--prefix-mode", 0)
+    assert "AR half loaded from" in train(carried["midi"], tmp_path, *flags, *own)
+
+
 def test_what_fits_of_another_model_can_be_a_start(carried, unbroken, tmp_path):
     flags = ("--init-from", unbroken["midi"] / "epoch-2.pt", "--init-partial", "true")
     log = train(carried["text"], tmp_path, *VALLE_FLAGS, *flags, "--num-epochs", 1)

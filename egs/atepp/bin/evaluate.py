@@ -39,7 +39,12 @@ from evaluation_players import SCRIPT, STYLE
 from evaluation_report import as_markdown, sections_of
 from evaluation_sounds import Sounds, measure_sounds, prepare_sounds
 from evaluation_subject import Subject, open_subject
-from generation_flags import add_sampling_arguments, add_window_arguments
+from generation_flags import (
+    add_sampling_arguments,
+    add_window_arguments,
+    check_seconds,
+    flag_of,
+)
 
 from valle.evaluation.embeddings import OFFLINE
 from valle.models.engine import DTYPES
@@ -54,8 +59,7 @@ USUAL_PARTS = {  # by the condition of the model
     "midi": ("likelihood", "condition"),
     "text": ("likelihood",),
 }
-PROMPT_SEC = {None: 4.0, "midi": 3.0, "text": 3.0}
-MOST_SEC = 1e6  # eleven days: no recording is longer, and frames can still be counted
+PROMPT_SEC = {None: 4.0, "midi": 3.0, "text": 0.0}  # a text does not say what of it a prompt is
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -121,7 +125,8 @@ def add_sound_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--prompt-duration",
         type=float,
-        help="seconds of each that are given; default: 4, for a VALL-E 3",
+        help="seconds of each that are given; default: 4, for a VALL-E of MIDI 3; one of text is "
+        "scored without a prompt",
     )
     add("--max-duration", type=float, default=6.0, help="seconds to add, as many truly followed")
     add("--num-samples", type=int, default=2, help="continuations of each prompt")
@@ -145,23 +150,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     least = {"num_prompts": 1, "num_samples": 1, "batch_size": 1, "num_shown": 0, "seed": 0}
     for name, minimum in least.items():
         if getattr(args, name) < minimum:
-            raise ValueError(f"{_flag(name)} must be {minimum} or more, got {getattr(args, name)}")
-    seconds = {
-        name: [getattr(args, name)]
-        for name in ("prompt_duration", "max_duration", "bin_sec", "batch_duration")
-        if getattr(args, name) is not None
-    }
-    for name, values in {**seconds, "prompt_seconds": args.prompt_seconds or []}.items():
-        for value in values:
-            if not 0 < value <= MOST_SEC:  # not so of NaN either
-                raise ValueError(
-                    f"{_flag(name)} must be above 0 s, and {MOST_SEC:g} s at most, got {value:g}"
-                )
+            raise ValueError(
+                f"{flag_of(name)} must be {minimum} or more, got {getattr(args, name)}"
+            )
+    seconds = ("prompt_duration", "max_duration", "bin_sec", "batch_duration", "prompt_seconds")
+    check_seconds(args, seconds)
     check_output_dir(args)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def check_output_dir(args: argparse.Namespace) -> None:
@@ -203,10 +197,11 @@ def settle_parts(args: argparse.Namespace, subject: Subject) -> None:
     """Fill in what nobody asked for, by what the model reads.
 
     Raises:
-      ValueError: A part that this model does not have.
+      ValueError: A part that this model does not have, or a flag that it has no use for.
     """
     condition = subject.model.config.condition
     usual = USUAL_PARTS[condition]
+    check_flags(args, condition)
     if args.prompt_duration is None:
         args.prompt_duration = PROMPT_SEC[condition]
     args.parts = list(usual) if args.parts is None else args.parts
@@ -224,20 +219,44 @@ def settle_parts(args: argparse.Namespace, subject: Subject) -> None:
         )
 
 
-def evaluate_conditioned(args: argparse.Namespace, subject: Subject) -> Evaluation:
-    """The parts that a VALL-E has.
+# What a VALL-E has no use for, and why.
+OF_AUDIO_LM = {
+    "prompt_seconds": "a VALL-E is scored after one prompt, or after none",
+    "window": "a VALL-E makes no more than a passage at a time, and reads it whole",
+    "stride": "a VALL-E makes no more than a passage at a time, and reads it whole",
+    "embeddings": "what a VALL-E makes is judged by the notes of its MIDI",
+}
+
+
+def check_flags(args: argparse.Namespace, condition: str | None) -> None:
+    """Refuse flags that the model's evaluation would pass over in silence.
 
     Raises:
-      ValueError: Also for a flag that it has no use for.
+      ValueError: The message names the first.
     """
-    if args.prompt_seconds is not None:
-        raise ValueError("--prompt-seconds is for an AudioLM: leave it out")
+    useless = {} if condition is None else dict(OF_AUDIO_LM)
+    if condition == "text":
+        of_sound = argparse.ArgumentParser()
+        add_sound_arguments(of_sound)
+        add_sampling_arguments(of_sound)
+        reason = "it is scored without a prompt, and no sound is made"
+        useless |= dict.fromkeys(vars(of_sound.parse_args([])), reason)
+    defaults = get_parser()
+    for name, reason in useless.items():
+        if getattr(args, name) != defaults.get_default(name):
+            raise ValueError(
+                f"{flag_of(name)} is not for a VALL-E of {condition}: {reason}; leave it out"
+            )
+
+
+def evaluate_conditioned(args: argparse.Namespace, subject: Subject) -> Evaluation:
+    """The parts that a VALL-E has."""
     if "condition" not in args.parts:
         logging.info("no sound is made: what a VALL-E makes is judged by the notes of its MIDI")
     stage = prepare_condition(subject, args) if "condition" in args.parts else None
     scores: Scores | None = None
     if "likelihood" in args.parts:
-        scores = score_conditioned(subject, args.bin_sec, args.prompt_duration)
+        scores = score_conditioned(subject, args.bin_sec, args.prompt_duration, args.batch_duration)
     followed: Followed | None = None
     if stage is not None:
         followed = measure_condition(subject, stage, args)

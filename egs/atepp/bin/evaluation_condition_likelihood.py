@@ -3,7 +3,7 @@
 B batch, T frames, Q quantizers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from valle.evaluation import LikelihoodMeter, frame_costs
 from valle.models import VALLE
 
 TRUE, SHUFFLED = "its own condition", "another recording's"
-_BATCH_SIZE = 8
 
 
-def score_conditioned(subject: Subject, bin_sec: float, prompt_sec: float) -> Scores:
+def score_conditioned(
+    subject: Subject, bin_sec: float, prompt_sec: float, batch_sec: float
+) -> Scores:
     """Score the model with true and with shuffled conditions, and n-grams, on the same frames.
 
     Args:
@@ -31,6 +32,7 @@ def score_conditioned(subject: Subject, bin_sec: float, prompt_sec: float) -> Sc
       prompt_sec: Of each cut, given as a prompt where its notes can be told from the others; a text
         does not say what of it the prompt is, so that all frames are scored. Shorter cuts are left
         out.
+      batch_sec: Of the cuts that are scored at a time, padding included.
 
     Raises:
       ValueError, OSError: Tokens or conditions that cannot be used, or no cut that is long enough.
@@ -47,9 +49,10 @@ def score_conditioned(subject: Subject, bin_sec: float, prompt_sec: float) -> Sc
             "give a shorter --prompt-duration"
         )
     rows = [cut_codes(cut) for cut in cuts]
+    parts = batches_of([len(row) for row in rows], round(batch_sec * rate))
     told = true_and_shuffled(subject, cuts, [cut.duration for cut in cuts], num_prompt / rate)
     meters = {
-        name: score_told(subject, rows, tokens, num_prompt, bin_frames(bin_sec, rate))
+        name: score_told(subject, rows, tokens, parts, num_prompt, bin_frames(bin_sec, rate))
         for name, tokens in zip((TRUE, SHUFFLED), told, strict=True)
         if tokens
     }
@@ -63,19 +66,32 @@ def score_conditioned(subject: Subject, bin_sec: float, prompt_sec: float) -> Sc
     return scores
 
 
+def batches_of(lens: Sequence[int], most_frames: int) -> list[slice]:
+    """Neighbours whose frames, padding included, are no more than that; a longer row is alone."""
+    return list(_batches_of(lens, most_frames))
+
+
+def _batches_of(lens: Sequence[int], most_frames: int) -> Iterator[slice]:
+    start = 0
+    for stop in range(1, len(lens) + 1):
+        is_last = stop == len(lens)
+        if is_last or max(lens[start : stop + 1]) * (stop + 1 - start) > most_frames:
+            yield slice(start, stop)
+            start = stop
+
+
 def score_told(
     subject: Subject,
     rows: Sequence[np.ndarray],
     told: Sequence[np.ndarray],
+    parts: Sequence[slice],
     num_prompt: int,
     num_bin_frames: int,
 ) -> LikelihoodMeter:
     """Costs of codes (T, Q) after their first `num_prompt` frames, as the model is told of them."""
     model, meter = subject.model, LikelihoodMeter(num_bin_frames)
     assert isinstance(model, VALLE), type(model)
-    starts = range(0, len(rows), _BATCH_SIZE)
-    for start in tqdm(starts, desc="likelihood", unit="batch", disable=None):
-        part = slice(start, start + _BATCH_SIZE)
+    for part in tqdm(parts, desc="likelihood", unit="batch", disable=None):
         codes, lens = collate_codes(rows[part])
         begins = torch.full_like(lens, num_prompt)
         target = take_rows(codes, begins, lens - begins)

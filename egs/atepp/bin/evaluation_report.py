@@ -62,7 +62,8 @@ def sections_of(
     if evaluation.followed is not None:
         sections += condition_sections(evaluation.followed, with_pictures)
     if evaluation.scores is not None:
-        sections += likelihood_sections(evaluation.scores)
+        has_prompt = evaluation.subject.model.config.condition != "text"
+        sections += likelihood_sections(evaluation.scores, has_prompt)
     return [*sections, *training_sections(evaluation.subject)]
 
 
@@ -80,7 +81,7 @@ def facts_section(content: Mapping[str, Any]) -> Section:
         "data": f"{settings['split']} cuts of {settings['manifest_dir']}",
         "likelihood on": _scored_cuts(content),
         "sound from": _passages(facts),
-        "sampling": _sampling(settings),
+        "sampling": _sampling(settings) if {"sounds", "condition"} & content.keys() else None,
         "seed, weights as": f"{settings['seed']}, {settings['dtype']}",
         "code": f"{environment['git-sha1']}{changed}",
         "torch": environment["torch-version"],
@@ -183,12 +184,16 @@ def _numbered(name: str, index: int, count: int) -> str:
     return name if count == 1 else f"{name} {index + 1}"
 
 
-def likelihood_sections(scores: Scores) -> list[Section]:
-    """What true continuations cost."""
+def likelihood_sections(scores: Scores, has_prompt: bool) -> list[Section]:
+    """What true audio costs: the continuation of a prompt, or all of it where there is none."""
+    scored = (
+        "the true continuation of a prompt" if has_prompt else "true audio, from its beginning,"
+    )
+    beginning = "the prompt" if has_prompt else "the beginning"
     sections = [
         Section(
             "Likelihood",
-            "What the true continuation of a prompt costs, in nats a frame for each quantizer, and "
+            f"What {scored} costs, in nats a frame for each quantizer, and "
             "in brackets how often the likeliest code was the true one. N-grams, counted on the "
             "training cuts, score the same frames. Lower cost is better.",
             [quantizer_table(scores)],
@@ -206,10 +211,10 @@ def likelihood_sections(scores: Scores) -> list[Section]:
     if scores.by_position:
         sections.append(
             Section(
-                "Where in the continuation",
-                "By how far after the prompt a frame lies.",
-                [position_table(scores)],
-                lambda: draw_likelihood(scores.by_position, "seconds after the prompt"),
+                "Where in the continuation" if has_prompt else "Where in the audio",
+                f"By how far after {beginning} a frame lies.",
+                [position_table(scores, "continuation" if has_prompt else "audio")],
+                lambda: draw_likelihood(scores.by_position, f"seconds after {beginning}"),
             )
         )
     if scores.by_prompt:

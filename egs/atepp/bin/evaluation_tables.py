@@ -29,10 +29,10 @@ def quantizer_table(scores: Scores) -> Table:
     )
 
 
-def position_table(scores: Scores) -> Table:
-    """By how far into the continuation a frame lies."""
+def position_table(scores: Scores, what: str) -> Table:
+    """By how far into `what`, a continuation or all of the audio, a frame lies."""
     begins = {f"from {start:g} s": found for start, found in scores.by_position.items()}
-    return likelihood_table("continuation", begins | {"all": scores.overall}, scores.frame_rate)
+    return likelihood_table(what, begins | {"all": scores.overall}, scores.frame_rate)
 
 
 def prompt_table(scores: Scores) -> Table:

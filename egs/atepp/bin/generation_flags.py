@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,36 @@ from valle.data import Codec, CodecInfo
 from valle.models import VALLE, CodecLM
 from valle.models.engine import DTYPES, STREAM_OPTIONS
 from valle.utils.cli import str2bool
+
+MOST_SEC = 1e6  # eleven days: no recording is longer, and frames can still be counted
+
+
+def flag_of(name: str) -> str:
+    """An argument's name as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_seconds(args: argparse.Namespace, names: Iterable[str], least: str = "above 0 s") -> None:
+    """Refuse lengths that are none, before anything is read.
+
+    Args:
+      args: The flags.
+      names: Of those of seconds; each holds a number, several, or None where it is left out.
+      least: "above 0 s", or "0 s or more" where there may be none of it.
+
+    Raises:
+      ValueError: The message names the flag.
+    """
+    for name in names:
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is None or 0 < value <= MOST_SEC:  # not so of NaN either
+                continue
+            if value == 0 and least == "0 s or more":
+                continue
+            raise ValueError(
+                f"{flag_of(name)} must be {least}, and {MOST_SEC:g} s at most, got {value:g}"
+            )
 
 
 def add_subject_arguments(add: Callable[..., Any]) -> None:

@@ -1,6 +1,7 @@
 """Prompts as the rows of batches, each with its own random numbers and its own name."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +25,19 @@ def row_batches(
         yield slice(start, stop), generators[start * n : stop * n]
 
 
-def different_names(stems: list[str]) -> list[str]:
-    """Numbers where names would be the same, so that no file is written over another."""
-    names = [s if stems.count(s) == 1 else f"{s}-{i + 1}" for i, s in enumerate(stems)]
-    return names if len(set(names)) == len(names) else different_names(names)
+def different_names(stems: list[str], endings: Sequence[str] = ("",)) -> list[str]:
+    """Numbers where files would be the same, so that none is written over another.
+
+    Args:
+      stems: The names that are wanted.
+      endings: What is put to a name: each of them makes a file.
+    """
+    count = Counter(stem + ending for stem in stems for ending in endings)
+    is_alone = [all(count[stem + ending] == 1 for ending in endings) for stem in stems]
+    if all(is_alone):
+        return stems
+    both = enumerate(zip(stems, is_alone, strict=True), start=1)
+    return different_names([s if alone else f"{s}-{i}" for i, (s, alone) in both], endings)
 
 
 def sample_names(names: list[str], num_samples: int) -> list[str]:

@@ -27,6 +27,8 @@ import torch
 from generation_flags import (
     add_sampling_arguments,
     add_subject_arguments,
+    check_seconds,
+    flag_of,
     load_codec,
     refuse_other_model,
     sampling_options,
@@ -72,7 +74,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="of MIDI made in one go; default: the longest cut that the model may have been "
         "trained on, less the prompt",
     )
-    add("--tail", type=float, default=1.0, help="how long MIDI may ring on after its last note")
+    add(
+        "--tail",
+        type=float,
+        help="how long MIDI may ring on after its last note; default: 1, or half of a segment, "
+        "where that is less",
+    )
     add("--max-duration", type=float, help="of a text; default: as for a segment")
     add = parser.add_argument_group("text").add_argument
     add("--text-extractor", choices=EXTRACTORS, help="default: that of the training's texts")
@@ -173,30 +180,54 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse flags that do not go together, before anything is read."""
     given = [name for name in ("midi", "text", "text_file") if getattr(args, name)]
     if len(given) != 1:
-        names = ", ".join("--" + name.replace("_", "-") for name in given) or "none of them"
+        names = ", ".join(map(flag_of, given)) or "none of them"
         raise ValueError(f"give one of --midi, --text and --text-file, got {names}")
     if args.num_samples < 1:
         raise ValueError(f"--num-samples must be 1 or more, got {args.num_samples}")
-    if args.tail < 0:
-        raise ValueError(f"--tail must be 0 s or more, got {args.tail:g}")
-    if args.prompt_duration is not None and args.prompt_duration <= 0:
-        raise ValueError(f"--prompt-duration must be above 0 s, got {args.prompt_duration:g}")
+    check_seconds(args, ("prompt_duration", "segment_duration", "max_duration"))
+    check_seconds(args, ("tail",), least="0 s or more")
+    check_files(args)
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse names that are of no file."""
+    for name in ("midi", "text_file", "audio_prompts", "midi_prompts"):
+        given = getattr(args, name) or []
+        for path in given if isinstance(given, list) else [given]:
+            if path.is_dir():
+                raise IsADirectoryError(f"{flag_of(name)} {path} is a folder: name files in it")
+            if not path.exists():
+                raise FileNotFoundError(f"{flag_of(name)} {path} is not there: name another file")
+
+
+# What tells a model of one condition something, and what to do with the other.
+OF_MIDI = {
+    "midi": "give --text",
+    "midi_prompts": "give --text-prompts",
+    "prompt_duration": "it would cut a voice off in the midst of --text-prompts; leave it out, and "
+    "give a shorter sound with its words",
+    "segment_duration": "a text is made in one go; give --max-duration",
+    "tail": "a text has no time of its own; give --max-duration",
+}
+OF_TEXT = {
+    "text": "give --midi",
+    "text_file": "give --midi",
+    "text_prompts": "give --midi-prompts",
+    "max_duration": "MIDI lasts as long as its notes; leave it out",
+    "text_extractor": "leave it out",
+    "language": "leave it out",
+}
 
 
 def check_condition(args: argparse.Namespace, condition: str) -> None:
     """Refuse what this model cannot be told, and prompts of which it is not told what they hold."""
-    of_text, of_midi = ("text", "text_file", "text_prompts"), ("midi", "midi_prompts")
-    for name in of_text if condition == "midi" else of_midi:
-        if getattr(args, name):
-            flag = "--" + name.replace("_", "-")
+    other, useless = ("text", OF_TEXT) if condition == "midi" else ("MIDI", OF_MIDI)
+    for name, advice in useless.items():
+        if getattr(args, name) not in (None, []):
             raise ValueError(
-                f"{args.checkpoint} makes audio of {condition}: give --{condition}, not {flag}"
+                f"{flag_of(name)} is for a model of {other}, and {args.checkpoint} makes audio of "
+                f"{condition}: {advice}"
             )
-    if condition == "text" and args.prompt_duration is not None:
-        raise ValueError(
-            f"--prompt-duration {args.prompt_duration:g} would cut a voice off in the midst of "
-            "--text-prompts: leave it out, and give a shorter sound with its words"
-        )
     sounds, told = len(args.audio_prompts), len(getattr(args, f"{condition}_prompts"))
     if sounds != told:
         raise ValueError(

@@ -29,6 +29,7 @@ from generation_flags import (
     add_sampling_arguments,
     add_subject_arguments,
     add_window_arguments,
+    check_seconds,
     load_codec,
     refuse_other_model,
     sampling_options,
@@ -136,6 +137,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+    check_seconds(args, ("prompt_duration",))
+    check_seconds(args, ("max_duration", "min_duration"), least="0 s or more")
     if args.stream == "pcm" and num_prompts * args.num_samples != 1:
         raise ValueError(
             f"--stream pcm plays one piece, got {num_prompts} prompts x {args.num_samples} samples"

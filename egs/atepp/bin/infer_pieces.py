@@ -76,7 +76,8 @@ def read_pieces(
         pieces = midi_pieces(args, prompts, codec.frame_rate, longest, heard)
     else:
         pieces = text_pieces(args, prompts, codec.frame_rate, longest, checkpoint)
-    names = different_names([piece.name for piece in pieces])
+    endings = ("", "_full") if args.audio_prompts else ("",)  # as infer.py writes them
+    names = different_names([piece.name for piece in pieces], endings)
     return [piece._replace(name=name) for piece, name in zip(pieces, names, strict=True)]
 
 
@@ -110,8 +111,9 @@ def midi_pieces(
     """
     played = [read_notes(path) for path in args.midi_prompts] or [np.zeros((0, 4))]
     context, longest = round(heard * rate), min(longest, MIDI_SEC)
-    segment = segment_frames(args, rate, longest, context)
-    tail, counts = round(args.tail * rate), Counter[str]()
+    segment, counts = segment_frames(args, rate, longest, context), Counter[str]()
+    tail = round(args.tail * rate) if args.tail is not None else min(round(rate), segment // 2)
+    warn_of_silence(args.midi_prompts, prompts, played, rate)
     pieces = []
     files = args.midi
     both = zip(files, for_each(prompts, len(files)), for_each(played, len(files)), strict=True)
@@ -122,16 +124,35 @@ def midi_pieces(
             notes = join_notes(prompt_notes, notes, len(prompt) / rate)
         whole = len(prompt) + num_frames + tail
         is_short = args.segment_duration is None and whole <= longest * rate
-        most = num_frames if is_short else segment
-        spans = list(segments(len(prompt), num_frames, most, context))
+        if not is_short and tail >= segment:
+            raise ValueError(
+                f"--tail {tail / rate:g} leaves no room for notes in a segment of "
+                f"{segment / rate:g} s: give less, or longer segments (--segment-duration)"
+            )
+        most = num_frames + tail if is_short else segment
+        spans = list(segments(len(prompt), num_frames, tail, most, context))
         parts = [midi_part(notes, span, rate, counts) for span in spans]
-        parts[-1] = parts[-1]._replace(most=parts[-1].most + tail)
+        parts[-1] = parts[-1]._replace(least=parts[-1].most - tail)
         if len(parts) > 1:
             logging.info(f"{path}: {num_frames / rate:g} s are made in {len(parts)} segments")
         pieces.append(Piece(path.stem, prompt, parts))
     for name, count in sorted(counts.items()):
         logging.info(f"notes changed or left out, {name}: {count}")
     return pieces
+
+
+def warn_of_silence(
+    paths: Sequence[Path], prompts: Sequence[Tensor], played: Sequence[Notes], rate: float
+) -> None:
+    """Tell of prompts (P, Q) whose notes all lie after what is heard of them."""
+    for path, prompt, notes in zip(paths, prompts, played, strict=False):
+        seconds = len(prompt) / rate
+        if len(prompt) and not len(cut_notes(notes, 0, seconds)):
+            logging.warning(
+                f"--midi-prompts {path} has no note in the {seconds:g} s of its sound that are "
+                "heard, so the model is told of silence there: give the notes that are played, or "
+                "a longer prompt (--prompt-duration)"
+            )
 
 
 def segment_frames(args: argparse.Namespace, rate: float, longest: float, context: int) -> int:
@@ -161,11 +182,18 @@ class Span(NamedTuple):
     stop: int
 
 
-def segments(num_before: int, num_frames: int, longest: int, context: int) -> Iterator[Span]:
-    """The spans that follow so many frames of a prompt; all of about one length."""
-    num_segments = -(-num_frames // longest)
-    ends = [num_before + num_frames * i // num_segments for i in range(num_segments + 1)]
-    for start, stop in pairwise(ends):
+def segments(
+    num_before: int, num_frames: int, tail: int, longest: int, context: int
+) -> Iterator[Span]:
+    """The spans that follow so many frames of a prompt; all of about one length.
+
+    The tail belongs to the last of them, which has at least one of the `num_frames`, too: then
+    it still is no longer than `longest`, as the tail is shorter than that.
+    """
+    num_segments = -(-(num_frames + tail) // longest)
+    ends = [(num_frames + tail) * i // num_segments for i in range(num_segments)]
+    ends = [*(min(end, num_frames - 1) for end in ends), num_frames + tail]
+    for start, stop in pairwise(num_before + end for end in ends):
         yield Span(max(start - context, 0), start, stop)
 
 
@@ -196,23 +224,42 @@ def text_pieces(
     pieces = []
     both = zip(texts, for_each(prompts, len(texts)), for_each(said, len(texts)), strict=True)
     for i, (text, prompt, before) in enumerate(both):
-        seconds = args.max_duration
-        if seconds is None:
-            seconds = longest - len(prompt) / rate
-        if seconds * rate < 1:
-            raise ValueError(
-                f"a prompt of {len(prompt) / rate:g} s leaves {seconds:g} s to be made: give a "
-                "shorter sentence as the prompt, or say --max-duration"
+        name, most = f"{stem}-{i + 1}", text_frames(args, len(prompt), rate, longest)
+        if len(prompt) + most > round(longest * rate):
+            logging.warning(
+                f"{name}: a prompt of {len(prompt) / rate:g} s and up to {most / rate:g} s after "
+                f"it are more than the {longest:g} s of the training's longest cuts, and beyond "
+                "them it may fail: give a shorter sentence as the prompt, or lower --max-duration"
             )
         ids = table.ids([*before, *spell(text)])
         num_enrolled = len(table.ids(before)) if before else 2
-        part = Part(torch.tensor(ids), num_enrolled, len(prompt), 0, round(seconds * rate))
-        pieces.append(Piece(f"{stem}-{i + 1}", prompt, [part]))
+        part = Part(torch.tensor(ids), num_enrolled, len(prompt), 0, most)
+        pieces.append(Piece(name, prompt, [part]))
     return pieces
 
 
+def text_frames(args: argparse.Namespace, num_prompt: int, rate: float, longest: float) -> int:
+    """Frames of a text at most, after so many of a prompt."""
+    asked = args.max_duration
+    frames = round(asked * rate) if asked is not None else round(longest * rate) - num_prompt
+    if frames < 1 and asked is not None:
+        raise ValueError(f"--max-duration {asked:g} is less than a frame of {1 / rate:g} s")
+    if frames < 1:
+        raise ValueError(
+            f"a prompt of {num_prompt / rate:g} s leaves no room in the {longest:g} s of the "
+            "training's longest cuts: give a shorter sentence as the prompt, or say --max-duration"
+        )
+    return frames
+
+
 def lines_of(path: Path) -> list[str]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--text-file {path} is no text in UTF-8 ({error}): expected a text a line"
+        ) from error
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"--text-file {path} holds no text: expected a text a line")
     return lines
@@ -220,7 +267,13 @@ def lines_of(path: Path) -> list[str]:
 
 def speller(args: argparse.Namespace, checkpoint: dict[str, Any]) -> Callable[[str], list[str]]:
     """What makes text into symbols as the training's texts were."""
-    extractor = args.text_extractor or checkpoint.get("text_extractor")
+    known = checkpoint.get("text_extractor")
+    if known is not None and args.text_extractor not in (None, known):
+        raise ValueError(
+            f"--text-extractor {args.text_extractor}, but {args.checkpoint} was trained on the "
+            f"symbols of {known}: leave it out"
+        )
+    extractor = args.text_extractor or known
     language = args.language or checkpoint.get("language") or "en-us"
     if extractor is None:
         raise ValueError(

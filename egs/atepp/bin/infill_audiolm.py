@@ -176,6 +176,7 @@ def fill_files(args: argparse.Namespace) -> None:
     check_arguments(args)
     device = choose_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint)
+    refuse_other_model(checkpoint, args.checkpoint, AudioLM)
     model = AudioLM.from_checkpoint(args.checkpoint, device, args.averaged)
     check_infills(model.config)
     codec = load_codec(args.codec, checkpoint, args.checkpoint, device, model.config.num_quantizers)

@@ -125,7 +125,7 @@ def check_model(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -
 
 
 def check_prefix_mode(checkpoint: dict[str, Any], path: Path, params: AttributeDict) -> None:
-    """Refuse to go on with another prefix mode: the record would tell of one, the weights of two."""
+    """Refuse to go on with another prefix mode: the record would tell of that one alone."""
     config = checkpoint.get("config") or {}
     mode = config.get("prefix_mode")  # None of a model that has none
     if mode not in (None, params.prefix_mode):
