@@ -37,20 +37,7 @@ if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
     --codec "$codec" --text-extractor "$text_extractor"
 fi
 
-if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
-  if [ "$joint" = true ]; then
-    log "Stage 1: train both halves together"
-    train --train-stage 0 --num-epochs "$num_epochs"
-  else
-    log "Stage 1: train the AR half"
-    train --train-stage 1 --num-epochs "$num_epochs"
-  fi
-fi
-
-if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ] && [ "$joint" != true ]; then
-  log "Stage 2: train the NAR half, from epoch $num_epochs of the AR half on"
-  train --train-stage 2 --start-epoch $((num_epochs + 1)) --num-epochs $((2 * num_epochs))
-fi
+. egs/atepp/shared/train_halves.sh
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   if [ -z "$text_file" ]; then

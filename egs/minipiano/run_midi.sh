@@ -29,16 +29,7 @@ cd "$_here/../.."
 . egs/atepp/shared/log.sh
 . ./env.sh
 
-codec=egs/minipiano/codec
-if [ "$dtype" = auto ]; then
-  dtype=float32
-  if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo || nvidia-smi > /dev/null 2>&1; then
-    dtype=bfloat16
-  fi
-fi
-init=()
-if [ "$init_from_codec" = true ]; then init=(--init-embeddings-from-codec "$codec"); fi
-corpus=$data_dir/corpus
+. egs/minipiano/shared/settings.sh
 tokens=$data_dir/tokenized_midi
 
 if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then

@@ -11,8 +11,10 @@ import soundfile
 import test_evaluate_condition
 from test_infer_audiolm import write_checkpoint
 from tiny_codec import noise
+from tiny_conditions import write_conditioned
 
 from valle.data.storage import make_recording, whole_cut, write_cuts
+from valle.utils.checkpoint import read_checkpoint
 
 RUN = Path(__file__).parents[2] / "egs" / "atepp" / "run.sh"
 
@@ -89,3 +91,20 @@ def test_how_well_notes_are_followed_is_measured(tmp_path, codec_dir, codec_info
     assert content["condition"]["generated"]["note_f1"] is not None
     assert content["likelihood"]["by_condition"]
     assert len(content["facts"]["passages"]["names"]) == 3
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_stages_train_both_halves_or_one_after_the_other(joint, codec_dir, codec_info, tmp_path):
+    """Of run_midi.sh, whose sizes are options; the stages are those of all recipes."""
+    for split in ("train", "validation"):
+        write_conditioned(tmp_path / "data", "midi", split, codec=codec_info)
+    sizes = ["--decoder-dim", 16, "--nhead", 2, "--num-decoder-layers", 1, "--num-epochs", 1]
+    flags = ["--stage", 1, "--stop-stage", 2, "--joint", str(joint).lower(), "--dtype", "float32"]
+    folders = ["--manifest-dir", tmp_path / "data", "--exp-dir", tmp_path / "exp"]
+    script = RUN.with_name("run_midi.sh")
+    done = run_script(script, *flags, *sizes, *folders, "--codec", codec_dir)
+    assert done.returncode == 0, done.stdout[-2000:]
+    epochs = {path.name for path in (tmp_path / "exp").glob("epoch-*.pt")}
+    assert epochs == ({"epoch-1.pt"} if joint else {"epoch-1.pt", "epoch-2.pt"})
+    last = read_checkpoint(tmp_path / "exp" / max(epochs))
+    assert last["train_stage"] == (0 if joint else 2)
