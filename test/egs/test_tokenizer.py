@@ -174,8 +174,8 @@ def test_one_folder_holds_the_work_of_one_codec_and_setting(recordings, codec_di
 
 
 def test_impossible_windows_are_refused_before_the_work(recordings, codec_dir, tmp_path):
-    args = arguments(codec_dir, tmp_path / "out", "--src-dir", recordings, "--min-window", 1.5)
-    with pytest.raises(ValueError, match="windows of 100 frames with a minimum of 75"):
+    args = arguments(codec_dir, tmp_path / "out", "--src-dir", recordings, "--min-window", 2.5)
+    with pytest.raises(ValueError, match="windows of 100 frames with a minimum of 125"):
         tokenizer.run(args)
     assert not (tmp_path / "out").exists()
 
