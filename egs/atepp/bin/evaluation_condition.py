@@ -59,7 +59,8 @@ class Stage(NamedTuple):
     Attributes:
       own: What the model is told of each passage, and `mixed`: the same with other notes after the
         prompt.
-      truths: (N,) sounds of the passages; of the recordings if `is_recorded`, else of their codes.
+      decoded: (N,) sounds of the passages' true codes.
+      truths: (N,) sounds of the passages; of the recordings if `is_recorded`, else `decoded`.
     """
 
     codec: Codec
@@ -67,6 +68,7 @@ class Stage(NamedTuple):
     sizes: Sizes
     own: list[np.ndarray]
     mixed: list[np.ndarray]
+    decoded: list[Tensor]
     truths: list[Tensor]
     is_recorded: bool
 
@@ -109,7 +111,7 @@ def prepare_condition(subject: Subject, args: argparse.Namespace) -> Stage:
             "from its codes, and the codec's own loss cannot be seen"
         )
     truths = decoded if missing else [sound for sound in recorded if sound is not None]
-    return Stage(codec, held, sizes, own, mixed, truths, not missing)
+    return Stage(codec, held, sizes, own, mixed, decoded, truths, not missing)
 
 
 def recorded_sound(cut: Any, codec: Codec, num_samples: int) -> Tensor | None:
@@ -142,7 +144,7 @@ def measure_condition(subject: Subject, stage: Stage, args: argparse.Namespace) 
     nexts = next_others(held.recordings)
     sounds = {
         TRUE: [[sound] for sound in stage.truths],
-        CODEC: [[decode(stage.codec, codes[None])[0]] for codes in held.codes],
+        CODEC: [[sound] for sound in stage.decoded],
         **make_sounds(subject, stage, args),
         ANOTHER: [[stage.truths[i]] for i in nexts],
     }
