@@ -67,3 +67,8 @@ def _as_text(value: Any) -> str:
     if isinstance(value, (Path, torch.device, torch.dtype)):
         return str(value)
     raise TypeError(f"cannot show a {type(value).__name__} ({value!r}) as JSON")
+
+
+def flag_of(name: str) -> str:
+    """An argument's name as it is written on the command line."""
+    return "--" + name.replace("_", "-")

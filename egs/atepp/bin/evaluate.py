@@ -43,12 +43,11 @@ from generation_flags import (
     add_sampling_arguments,
     add_window_arguments,
     check_seconds,
-    flag_of,
 )
 
 from valle.evaluation.embeddings import OFFLINE
 from valle.models.engine import DTYPES
-from valle.utils.cli import str2bool
+from valle.utils.cli import flag_of, str2bool
 from valle.utils.files import MIB, written_whole
 from valle.utils.html import page
 from valle.utils.plot import can_draw

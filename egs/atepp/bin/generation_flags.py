@@ -11,14 +11,9 @@ import torch
 from valle.data import Codec, CodecInfo
 from valle.models import VALLE, CodecLM
 from valle.models.engine import DTYPES, STREAM_OPTIONS
-from valle.utils.cli import str2bool
+from valle.utils.cli import flag_of, str2bool
 
 MOST_SEC = 1e6  # eleven days: no recording is longer, and frames can still be counted
-
-
-def flag_of(name: str) -> str:
-    """An argument's name as it is written on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def check_seconds(args: argparse.Namespace, names: Iterable[str], least: str = "above 0 s") -> None:

@@ -28,7 +28,6 @@ from generation_flags import (
     add_sampling_arguments,
     add_subject_arguments,
     check_seconds,
-    flag_of,
     load_codec,
     refuse_other_model,
     sampling_options,
@@ -42,6 +41,7 @@ from torch.nn.utils.rnn import pad_sequence
 from valle.data.text import EXTRACTORS
 from valle.models import VALLE, Engine, GenerationOptions
 from valle.utils.checkpoint import read_checkpoint
+from valle.utils.cli import flag_of
 from valle.utils.dist import choose_device, choose_dtype
 
 

@@ -42,7 +42,7 @@ from torch import Tensor
 from valle.data import Codec, RawPCM, ReaderGone, collate_codes, load_audio
 from valle.models import AudioLM, Engine, GenerationOptions
 from valle.utils.checkpoint import read_checkpoint
-from valle.utils.cli import str2bool
+from valle.utils.cli import flag_of, str2bool
 from valle.utils.dist import choose_device, choose_dtype
 
 
@@ -135,8 +135,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("nothing to do: give --audio-prompts FILE..., or --num-unconditional N")
     for name in ("batch_size", "num_samples"):
         if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+            raise ValueError(f"{flag_of(name)} must be 1 or more, got {getattr(args, name)}")
     check_seconds(args, ("prompt_duration",))
     check_seconds(args, ("max_duration", "min_duration"), least="0 s or more")
     if args.stream == "pcm" and num_prompts * args.num_samples != 1:

@@ -41,6 +41,7 @@ from valle.models import AudioLM, Engine
 from valle.models.checks import check_infills
 from valle.models.engine import infill_options
 from valle.utils.checkpoint import read_checkpoint
+from valle.utils.cli import flag_of
 from valle.utils.dist import choose_device, choose_dtype
 from valle.utils.files import written_whole
 
@@ -115,8 +116,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--window must be 0 s (everything) or more, got {args.window:g}")
     for name in ("batch_size", "num_samples"):
         if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+            raise ValueError(f"{flag_of(name)} must be 1 or more, got {getattr(args, name)}")
 
 
 def read_gaps(args: argparse.Namespace, codec: Codec) -> list[GapIn]:

@@ -13,7 +13,7 @@ from valle.data.elsewhere import codes_elsewhere
 from valle.data.manifest import condition_of, frame_shift_of
 from valle.models import VALLE, VALLEConfig, model_class
 from valle.models.config import ELSEWHERE, PREFIX_SEC
-from valle.utils.cli import AttributeDict
+from valle.utils.cli import AttributeDict, flag_of
 
 LOOKED_AT = 50  # cuts
 
@@ -51,9 +51,8 @@ def settle_codec(params: AttributeDict, info: CodecInfo | None) -> None:
     for name, value in facts.items():
         given = params[name]
         if info is not None and given is not None and given != value:
-            flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{flag} {given}, but the tokens in {params.manifest_dir} were made by "
+                f"{flag_of(name)} {given}, but the tokens in {params.manifest_dir} were made by "
                 f"{info.name} with {value}: leave the flag out, or take other tokens"
             )
         params[name] = value if given is None else given

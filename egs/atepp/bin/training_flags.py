@@ -9,7 +9,7 @@ from valle.data import TokenDataModule
 from valle.models import VALLE, add_model_arguments, model_class
 from valle.modules.optim import DEFAULT_LR
 from valle.utils.averaging import AveragingRule
-from valle.utils.cli import str2bool
+from valle.utils.cli import flag_of, str2bool
 from valle.utils.dist import DEFAULT_PORT, DEFAULT_TIMEOUT_SEC
 
 
@@ -122,8 +122,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     names = ("log_interval", "reset_interval", "valid_interval", "save_every_n", "keep_last_k")
     for name in (*names, "accumulate_grad_steps", "start_epoch", "max_skipped_steps"):
         if getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} must be 1 or more, got {getattr(args, name)}")
+            raise ValueError(f"{flag_of(name)} must be 1 or more, got {getattr(args, name)}")
     goes_on = args.start_batch > 0 or args.start_epoch > 1
     if goes_on and args.init_from is not None:
         raise ValueError(
@@ -162,9 +161,9 @@ def check_model_flags(args: argparse.Namespace) -> None:
     for name, reason in (OF_AUDIO_LM if is_valle else OF_VALLE).items():
         value = getattr(args, name)
         if value != defaults.get_default(name):
-            flag = "--" + name.replace("_", "-")
             raise ValueError(
-                f"{flag} {value} is for --model-name {other}, got {args.model_name}: {reason}; "
+                f"{flag_of(name)} {value} is for --model-name {other}, got {args.model_name}: "
+                f"{reason}; "
                 "leave it out"
             )
 
